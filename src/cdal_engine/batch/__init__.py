@@ -1,0 +1,1 @@
+"""Many inputs, one after another: each finished whole, each failure its own."""

@@ -1,0 +1,54 @@
+"""cdal doctor: what is installed, and how a file would be read."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "tifffile",
+    "imagecodecs",
+    "zarr",
+    "openslide-python",
+    "monai",
+    "napari",
+)
+
+
+def doctor(
+    file: Annotated[
+        Path | None, typer.Argument(help="A file to look into.", show_default=False)
+    ] = None,
+) -> None:
+    """Show versions, devices and models; or what a file is and how it would be read."""
+    if file is not None:
+        from ..io.sources import describe
+
+        for key, value in describe(file).items():
+            typer.echo(f"{key:<14} {value}")
+        return
+    import torch
+
+    from .. import __version__
+    from ..segmenter import select_device
+    from ..weights import available
+
+    typer.echo(f"napari-cdal {__version__}, Python {platform.python_version()}, {sys.platform}")
+    for name in _PACKAGES:
+        try:
+            typer.echo(f"  {name:<18} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            typer.echo(f"  {name:<18} not installed")
+    typer.echo(f"cores {os.cpu_count()}, torch threads {torch.get_num_threads()}")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    typer.echo(f"cuda: {', '.join(gpus) or 'none'}; mps: {torch.backends.mps.is_available()}")
+    typer.echo(f"--device auto means {select_device('auto')}")
+    typer.echo(f"models: {', '.join(available()) or 'none'}")

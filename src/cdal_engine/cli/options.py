@@ -1,0 +1,64 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import CdalError
+
+SAVE_CHOICES = (
+    "labels",
+    "probability",
+    "uncertainty",
+    "attention",
+    "samples",
+    "geojson",
+    "table",
+    "overview",
+)
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A shipped model's name, or a model folder.")
+]
+Samples = Annotated[
+    int, typer.Option(min=1, max=64, help="Answers drawn and averaged; they show the uncertainty.")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=16, help="Denoising steps; default: the model's. 0: one deterministic pass."
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**62 - 1, help="Same seed, same result.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Tile = Annotated[
+    int | None, typer.Option(min=16, help="Edge of the tiles, in pixels at the model's resolution.")
+]
+Mpp = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01, max=100.0, help="Micrometres per pixel, where the file is silent or wrong."
+    ),
+]
+Save = Annotated[
+    str, typer.Option(help=f"What to write, separated by commas: {', '.join(SAVE_CHOICES)}.")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Do finished inputs again; default is to resume.")
+]
+Out = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+
+DEFAULT_SAVE = "labels,table,geojson,overview"
+
+
+def parse_save(text: str) -> tuple[str, ...]:
+    """Split `--save`; raises `CdalError` naming what is unknown."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in SAVE_CHOICES]
+    if unknown or not names:
+        raise CdalError(
+            f"--save: unknown {', '.join(unknown)}" if unknown else "--save: nothing to write",
+            f"choose from {', '.join(SAVE_CHOICES)}",
+        )
+    return names

@@ -1,0 +1,64 @@
+"""cdal train: from a folder of images and labels to a model."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import CdalError
+from . import options
+from .progress import console, single_bar
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder with images/ and labels/ (or masks/).")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Run folder. [default: cdal-runs/TIME]"),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON with training options.")] = None,
+    init: Annotated[str | None, typer.Option(help="Model to start from: fine-tuning.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after so long.")] = None,
+    device: options.Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")
+    ] = False,
+) -> None:
+    """Train or fine-tune a model; the best by validation lies in RUN/best."""
+    try:
+        from ..training.loop import Trainer
+    except ImportError as error:
+        raise CdalError(
+            f"training needs {error.name}", "pip install 'napari-cdal[train]'"
+        ) from None
+    from ..config import TrainConfig
+    from ..model import Model
+    from ..training.dataset import find_pairs, split
+
+    if resume and output is None:
+        raise CdalError("--resume needs the run's folder", "give it with -o")
+    run = output or Path("cdal-runs") / time.strftime("%Y%m%d-%H%M%S")
+    if resume and config is None:
+        config = run / "config.yaml"
+    settings = TrainConfig.from_file(config) if config else TrainConfig()
+    start = Model.load(init) if init else None
+    if start is not None and config is None:
+        settings = settings.model_copy(update={"model": start.config})
+    changes = {"steps": steps, "minutes": minutes}
+    settings = settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    pairs = split(find_pairs(data), settings)
+    typer.echo(f"{len(pairs[0])} training and {len(pairs[1])} validation images; run: {run}")
+    trainer = Trainer(settings, pairs, run, device, resume, start)
+    with single_bar("training", 1.0) as bar:
+
+        def report(row: dict[str, float]) -> None:
+            loss = row.get("reconstruction", float("nan"))
+            bar.update(bar.task_ids[0], completed=row["progress"], description=f"loss {loss:.3f}")
+            if "dice" in row:
+                scores = ", ".join(f"{k} {row[k]:.3f}" for k in ("dice", "aji", "pq") if k in row)
+                console.print(f"step {row['step']:.0f}, validation: {scores}")
+
+        best = trainer.run(report)
+    typer.echo(f"best model: {best}; use it with --model {best}")

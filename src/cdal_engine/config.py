@@ -1,0 +1,194 @@
+"""Frozen, validated settings of models and training; unknown keys are errors.
+
+Both trees are read from and written to YAML (or JSON, its subset).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import CdalError
+
+__all__ = [
+    "AttentionConfig",
+    "DecodeConfig",
+    "DiffusionConfig",
+    "ImageConfig",
+    "LossConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "Target",
+    "TrainConfig",
+]
+
+Target = Literal["binary", "classes", "nuclei"]
+MAX_STEPS = 16
+
+_T = TypeVar("_T", bound=BaseModel)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageConfig(_Frozen):
+    """What the network takes in."""
+
+    channels: Literal[1, 3] = 3
+    mpp: Annotated[float, Field(gt=0)] | None = 0.25  # micrometres per pixel; None: any
+    # "constant": (x / max of its dtype - mean) / std, the same for every image;
+    # "percentile": the whole image's 1st and 99th percentile become -1 and 1.
+    normalisation: Literal["constant", "percentile"] = "constant"
+    mean: tuple[float, ...] = (0.66, 0.47, 0.66)
+    std: tuple[float, ...] = (0.2, 0.21, 0.17)
+
+    @model_validator(mode="after")
+    def _one_constant_per_channel(self) -> Self:
+        if self.normalisation == "constant" and not (
+            len(self.mean) == len(self.std) == self.channels
+        ):
+            raise ValueError("mean and std need one value per image channel")
+        return self
+
+
+class NetworkConfig(_Frozen):
+    """Shape of the `amortized` generator and of the discriminator."""
+
+    spatial_dims: Literal[2, 3] = 2
+    widths: tuple[int, ...] = (32, 64, 128, 256)  # encoder, at strides 2, 4, 8, ...
+    denoiser_width: Annotated[int, Field(ge=8)] = 48
+    denoiser_blocks: Annotated[int, Field(ge=1)] = 2
+    detail_width: Annotated[int, Field(ge=4)] = 24
+    latent_dim: Annotated[int, Field(ge=1)] = 32
+    discriminator_widths: tuple[int, ...] = (16, 48, 96)  # at strides 2, 4, 8, ...
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> Self:
+        if len(self.widths) < 2 or len(self.discriminator_widths) < 1:
+            raise ValueError("the encoder needs two levels and the discriminator one")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Total stride of the networks: tiles start on multiples of it."""
+        return int(2 ** max(len(self.widths), len(self.discriminator_widths)))
+
+
+class DiffusionConfig(_Frozen):
+    """Variance-preserving schedule in `steps` large steps."""
+
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 4
+    beta_min: Annotated[float, Field(gt=0)] = 0.1
+    beta_max: Annotated[float, Field(gt=0)] = 20.0
+
+
+class AttentionConfig(_Frozen):
+    """Where the discriminator's features weigh the label map in training."""
+
+    mode: Literal["normalized", "none"] = "normalized"
+    level: Annotated[int, Field(ge=0)] = 2  # which of the discriminator's feature levels
+
+
+class DecodeConfig(_Frozen):
+    """From probabilities to labels."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    boundary: Annotated[float, Field(ge=0)] = 0.75  # width of the boundary class, µm or pixels
+    min_area: Annotated[float, Field(ge=0)] = 4.0  # smallest object, µm² or pixels
+
+
+class ModelConfig(_Frozen):
+    """Everything needed to rebuild and run a model.
+
+    Lengths are in micrometres where `image.mpp` is set and in pixels where it is not.
+    """
+
+    target: Target = "nuclei"
+    classes: tuple[str, ...] = ("nucleus",)  # foreground classes, background not counted
+    image: ImageConfig = ImageConfig()
+    network: NetworkConfig = NetworkConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    attention: AttentionConfig = AttentionConfig()
+    decode: DecodeConfig = DecodeConfig()
+    halo: Annotated[int, Field(ge=0)] | None = None  # pixels, measured; None: computed
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.target != "classes" and len(self.classes) != 1:
+            raise ValueError(f"target {self.target!r} has one foreground class")
+        if not self.classes:
+            raise ValueError("name at least one class")
+        if self.attention.level >= len(self.network.discriminator_widths):
+            raise ValueError("attention.level is beyond the discriminator's levels")
+        if self.halo is not None and self.halo % self.network.stride:
+            raise ValueError(f"halo must be a multiple of the stride {self.network.stride}")
+        return self
+
+    @property
+    def label_channels(self) -> int:
+        """Channels that are diffused: interior and boundary add to the background."""
+        return {"binary": 1, "nuclei": 3, "classes": len(self.classes) + 1}[self.target]
+
+
+class LossConfig(_Frozen):
+    """Weights of the generator's and discriminator's losses."""
+
+    adversarial: Annotated[float, Field(ge=0)] = 0.1
+    supervised: Annotated[float, Field(ge=0)] = 1.0
+    r1: Annotated[float, Field(ge=0)] = 0.2  # gamma
+    r1_interval: Annotated[int, Field(ge=1)] = 16  # discriminator steps between penalties
+
+
+class TrainConfig(_Frozen):
+    """One training run: what is learned, from how much, for how long."""
+
+    model: ModelConfig = ModelConfig()
+    losses: LossConfig = LossConfig()
+    validation: tuple[str, ...] = ()  # file stems held out; empty: a fifth of the patients
+    mpp: Annotated[float, Field(gt=0)] | None = None  # of the images; None: the model's
+    steps: Annotated[int, Field(ge=1)] = 4000  # optimiser steps
+    minutes: Annotated[float, Field(gt=0)] | None = None  # stop earlier after this long
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    crop: Annotated[int, Field(ge=32)] = 256  # pixels at the model's resolution
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    discriminator_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    warmup: Annotated[int, Field(ge=0)] = 100  # optimiser steps
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per optimiser step
+    augment: bool = True
+    seed: int = 0
+    validate_every: Annotated[float, Field(gt=0)] = 8.0  # minutes
+    checkpoint_every: Annotated[float, Field(gt=0)] = 3.0  # minutes
+
+    @model_validator(mode="after")
+    def _crop_on_grid(self) -> Self:
+        if self.crop % self.model.network.stride:
+            raise ValueError(f"crop must be a multiple of {self.model.network.stride}")
+        return self
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read YAML or JSON; raises `CdalError` naming every wrong key."""
+        return _read(cls, path)
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """Read a model's config.json; raises `CdalError` naming every wrong key."""
+    return _read(ModelConfig, path)
+
+
+def _read(kind: type[_T], path: Path) -> _T:
+    try:
+        return kind.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
+    except FileNotFoundError:
+        raise CdalError("no such config file", "check the path", path) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CdalError(f"not YAML or JSON: {error}", "check its syntax", path) from None
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()
+        )
+        raise CdalError(f"invalid config: {problems}", "correct these keys", path) from None

@@ -1,0 +1,40 @@
+"""Errors that users read: what came, what was expected, and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["Cancelled", "CdalError"]
+
+
+class CdalError(Exception):
+    """A failure the user can act on, printed as one line.
+
+    Parameters
+    ----------
+    reason : str
+        What was expected and what came.
+    remedy : str, optional
+        What to do about it.
+    path : Path, optional
+        The file or folder concerned.
+    """
+
+    def __init__(self, reason: str, remedy: str = "", path: Path | str | None = None) -> None:
+        super().__init__(reason, remedy, path)
+        self.reason = reason
+        self.remedy = remedy
+        self.path = Path(path) if path is not None else None
+
+    def __str__(self) -> str:
+        where = f"{self.path}: " if self.path is not None else ""
+        remedy = f" ({self.remedy})" if self.remedy else ""
+        return f"{where}{self.reason}{remedy}".replace("\n", " ")
+
+    def at(self, path: Path | str) -> CdalError:
+        """Return the same error naming `path`, unless it names one already."""
+        return self if self.path is not None else CdalError(self.reason, self.remedy, path)
+
+
+class Cancelled(Exception):
+    """The progress callback asked to stop."""

@@ -1,0 +1,104 @@
+"""A model: config and networks, in a folder of config.json and model.safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from . import weights
+from .attention import NormalizedAttention
+from .config import ModelConfig, read_model_config
+from .errors import CdalError
+from .networks import Discriminator, Generator
+
+__all__ = ["Model", "Networks"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class Networks(nn.Module):
+    """Generator, discriminator and the attention between them, as trained and stored together."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.generator = Generator(config)
+        self.discriminator = Discriminator(config)
+        self.attention = NormalizedAttention()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to run, its networks in evaluation mode.
+
+    Attributes
+    ----------
+    name : str
+        Of a shipped model, or of the folder it came from.
+    config : ModelConfig
+    networks : Networks
+    digest : str
+        SHA-256 over both files, in hexadecimal: what results record.
+    """
+
+    name: str
+    config: ModelConfig
+    networks: Networks
+    digest: str
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Model:
+        """Load a shipped model by name, or any by its folder.
+
+        Raises
+        ------
+        CdalError
+            If there is no such model, or its files are missing, corrupt or do not fit together.
+        """
+        folder = weights.find(name_or_path)
+        config = read_model_config(folder / CONFIG_FILE)
+        path = folder / WEIGHTS_FILE
+        remedy = "copy or download the model again"
+        try:
+            content = path.read_bytes()
+            state = load_tensors(content)
+        except OSError as error:
+            raise CdalError(f"cannot read the weights: {error.strerror}", remedy, path) from None
+        except (SafetensorError, ValueError) as error:
+            raise CdalError(f"not a sound safetensors file: {error}", remedy, path) from None
+        networks = Networks(config)
+        try:
+            networks.load_state_dict(state)
+        except RuntimeError:
+            raise CdalError("the weights do not fit config.json", remedy, path) from None
+        if not all(bool(torch.isfinite(v).all()) for v in networks.state_dict().values()):
+            raise CdalError("the weights hold NaN or infinity", remedy, path)
+        networks.eval().requires_grad_(False)
+        digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes() + content).hexdigest()
+        return cls(folder.name, config, networks, digest)
+
+    @staticmethod
+    def save(folder: Path, config: ModelConfig, networks: Networks) -> None:
+        """Write config.json and model.safetensors (float16) into `folder`, replacing both."""
+        state = {
+            name: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous()
+            for name, v in networks.state_dict().items()
+        }
+        text = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (
+            (WEIGHTS_FILE, save_tensors(state)),
+            (CONFIG_FILE, text.encode()),
+        ):
+            aside = folder / f".{name}.tmp"
+            aside.write_bytes(content)
+            os.replace(aside, folder / name)

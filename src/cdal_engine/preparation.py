@@ -1,0 +1,135 @@
+"""Images in: checked, resampled to the model's grid and normalised; maps back to the image's grid.
+
+The model's grid is anchored at the image's corner: model pixel i covers the interval
+[i, i + 1) · model_mpp / image_mpp of image pixels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .config import ImageConfig
+from .errors import CdalError
+
+__all__ = ["from_model_grid", "grid_scale", "normalise", "prepare", "resample"]
+
+_SAME_RESOLUTION = 0.02  # closer than this, an image is taken as being at the model's resolution
+
+
+def grid_scale(mpp: float | None, config: ImageConfig) -> float:
+    """Model pixels per image pixel; 1 where either resolution is unknown or they nearly agree."""
+    if mpp is None or config.mpp is None:
+        return 1.0
+    if not mpp > 0:
+        raise CdalError(f"micrometres per pixel must be above 0, got {mpp}", "correct --mpp")
+    scale = mpp / config.mpp
+    return 1.0 if abs(scale - 1) < _SAME_RESOLUTION else scale
+
+
+def resample(x: Tensor, scale: float, size: tuple[int, ...] | None = None) -> Tensor:
+    """Resample (C, H, W) by exactly `scale`, anchored at the corner, averaging when it shrinks.
+
+    A triangle filter, per axis. `torch.nn.functional.interpolate` is not used because it silently
+    copies where rounding makes both sizes equal, whatever the scale.
+
+    Parameters
+    ----------
+    x : Tensor
+        (C, H, W) floating point; beyond its edges, the edge is repeated.
+    scale : float
+        Output pixels per input pixel.
+    size : tuple of int, optional
+        (H', W') of the output; by default all pixels the input touches, ceil(size · scale).
+    """
+    size = size or tuple(math.ceil(n * scale) for n in x.shape[1:])
+    reach = max(1.0, 1 / scale)  # input pixels the filter extends from its centre
+    for axis, length in enumerate(size, 1):
+        centre = (torch.arange(length, dtype=torch.float64) + 0.5) / scale
+        first = torch.floor(centre - reach)
+        index = first[:, None] + torch.arange(math.ceil(2 * reach) + 1)
+        weight = (1 - (index + 0.5 - centre[:, None]).abs() / reach).clamp(min=0)
+        weight = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype)
+        index = index.long().clamp(0, x.shape[axis] - 1)
+        along = [-1 if i == axis else 1 for i in range(x.ndim)]
+        x = sum(  # type: ignore[assignment]
+            x.index_select(axis, i) * w.reshape(along)
+            for i, w in zip(index.unbind(1), weight.unbind(1), strict=True)
+        )
+    return x
+
+
+def from_model_grid(
+    maps: NDArray[np.float32], scale: float, size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Bring (C, h, w) maps on the model's grid to an image of `size` (H, W)."""
+    if scale == 1:
+        return np.ascontiguousarray(maps[:, : size[0], : size[1]])
+    return resample(torch.from_numpy(maps), 1 / scale, size).contiguous().numpy()
+
+
+def normalise(x: Tensor, config: ImageConfig) -> Tensor:
+    """Normalise (C, H, W) intensities of a whole image: 0 … 1 for `constant`, any otherwise."""
+    if config.normalisation == "constant":
+        shape = (-1, 1, 1)
+        return (x - torch.tensor(config.mean).view(shape)) / torch.tensor(config.std).view(shape)
+    low, high = np.percentile(x.numpy(), (1, 99))
+    return ((x - low) * (2 / max(high - low, 1e-6)) - 1).clamp(-3, 3)
+
+
+def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
+    """Check an image and turn it into a (C, H, W) float32 tensor.
+
+    Integers and booleans are divided by their type's maximum where intensities are normalised by
+    constants; floats must then lie in 0 … 1 (or 0 … 255, told apart by their maximum).
+
+    Parameters
+    ----------
+    image : ndarray
+        (H, W) or (H, W, C) of a boolean, integer or float type.
+    config : ImageConfig
+
+    Raises
+    ------
+    CdalError
+        For an empty image, another number of channels, NaN or infinity, or values out of range.
+    """
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    channels = 1 if image.ndim == 2 else image.shape[2] if image.ndim == 3 else 0
+    if channels != config.channels:
+        kind = {1: "grayscale", 3: "RGB"}
+        raise CdalError(
+            f"the model takes {kind[config.channels]} images ({config.channels} channels), "
+            f"got {kind.get(channels, 'an array')} of shape {image.shape}",
+            "choose a model for this kind of image, see `cdal models list`",
+        )
+    if not image.size:
+        raise CdalError(f"the image is empty, shape {image.shape}", "check the file")
+    if image.dtype.kind not in "buif":
+        raise CdalError(f"pixels of type {image.dtype}", "convert to uint8, uint16 or float32")
+    x = torch.from_numpy(np.ascontiguousarray(image, np.float32))
+    if not bool(torch.isfinite(x).all()):
+        raise CdalError("the image has NaN or infinite pixels", "fill or crop them first")
+    if config.normalisation == "constant":
+        x = x / _largest(image)
+    return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
+
+
+def _largest(image: NDArray[np.generic]) -> float:
+    """The value that stands for full intensity in this image's type."""
+    if image.dtype.kind == "b":
+        return 1.0
+    if image.dtype.kind in "ui":
+        # 12-bit and 16-bit cameras fill a 16-bit type to different heights; 8 bits are always full.
+        return float(np.iinfo(image.dtype).max)
+    low, high = float(image.min()), float(image.max())
+    if low < 0 or high > 255:
+        raise CdalError(
+            f"float intensities from {low:.4g} to {high:.4g}", "rescale them to 0 … 1 first"
+        )
+    return 1.0 if high <= 1 else 255.0

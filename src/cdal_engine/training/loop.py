@@ -1,0 +1,339 @@
+"""The training loop: generator, supervised head and discriminator, resumable at any checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from .. import targets
+from ..config import TrainConfig
+from ..diffusion import NoiseSchedule, q_posterior, q_sample, q_step
+from ..errors import CdalError
+from ..losses import (
+    SupervisedLoss,
+    discriminator_loss,
+    generator_adversarial_loss,
+    r1_penalty,
+    reconstruction_loss,
+)
+from ..model import Model, Networks
+from ..networks import to_label_grid
+from ..preparation import normalise
+from ..segmenter import Segmenter, select_device
+from .augmentation import Augmentation, random_crop
+from .curves import append_row, draw_curves, read_rows
+from .dataset import Pair, load_for_training
+from .validation import evaluate, mean_of
+
+__all__ = ["Trainer"]
+
+Report = Callable[[dict[str, float]], None]
+Batch = tuple[Tensor, Tensor]  # normalised images (B, C, H, W), label maps x_0 (B, K, H, W)
+CHECKPOINT = "checkpoint.pt"
+
+
+class Trainer:
+    """One training run in one folder.
+
+    The folder holds config.yaml, metrics.csv, curves.png, checkpoint.pt, and the models `last/`
+    and `best/` (by validation Dice of the sampled mean).
+
+    Parameters
+    ----------
+    config : TrainConfig
+    pairs : tuple of list of Pair
+        Training and validation.
+    run : Path
+        The run's folder.
+    device : str
+        See `select_device`.
+    resume : bool
+        Go on from the folder's checkpoint.
+    init : Model, optional
+        Start from its weights.
+
+    Raises
+    ------
+    CdalError
+        If the folder holds another run and `resume` is False, or nothing to resume from, or the
+        data do not fit the config.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pairs: tuple[list[Pair], list[Pair]],
+        run: Path,
+        device: str = "auto",
+        resume: bool = False,
+        init: Model | None = None,
+    ) -> None:
+        self.config, self.run_folder, self.validation_pairs = config, run, pairs[1]
+        self.device = select_device(device)
+        self.data = load_for_training(pairs[0], config.model, config.mpp)
+        self.schedule = NoiseSchedule.variance_preserving(config.model.diffusion)
+        torch.manual_seed(config.seed)
+        self.networks = Networks(config.model)
+        if init is not None:
+            self.networks.load_state_dict(init.networks.state_dict())
+        self.networks.to(self.device, memory_format=torch.channels_last).requires_grad_(True)
+        self.average = copy.deepcopy(self.networks).requires_grad_(False)
+        self.supervised_loss = SupervisedLoss(config.model.label_channels)
+        self.optimizer = torch.optim.AdamW(
+            self.networks.generator.parameters(), config.learning_rate, betas=(0.9, 0.99)
+        )
+        self.discriminator_optimizer = torch.optim.Adam(
+            self.networks.discriminator.parameters(),
+            config.discriminator_learning_rate,
+            betas=(0.5, 0.9),
+        )
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self._open_folder(resume)
+
+    def _open_folder(self, resume: bool) -> None:
+        checkpoint = self.run_folder / CHECKPOINT
+        if resume:
+            self._restore(checkpoint)
+            return
+        if self.run_folder.exists() and any(self.run_folder.iterdir()):
+            raise CdalError(
+                "the run folder is not empty",
+                "choose another with -o, or --resume",
+                self.run_folder,
+            )
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        (self.run_folder / "config.yaml").write_text(text)
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def run(self, report: Report | None = None) -> Path:
+        """Train to the end and return the folder of the best model.
+
+        Parameters
+        ----------
+        report : callable, optional
+            Called after every step with `progress` in 0 … 1 and the losses, and after validation
+            with its metrics.
+
+        Raises
+        ------
+        CdalError
+            If a loss is no longer finite; the last checkpoint stays.
+        """
+        start = time.perf_counter() - self.seconds
+        validated = saved = self.seconds
+        losses: dict[str, list[float]] = defaultdict(list)
+        for images, x_0 in self._batches():
+            progress = self._progress()
+            for name, value in self._train_step(images, x_0, progress).items():
+                losses[name].append(value)
+            self.step += 1
+            self.seconds = time.perf_counter() - start
+            if not all(math.isfinite(values[-1]) for values in losses.values()):
+                raise CdalError(
+                    f"training diverged at step {self.step}",
+                    "lower learning_rate or losses.adversarial; the last checkpoint is kept",
+                    self.run_folder,
+                )
+            row = {"step": float(self.step), "seconds": self.seconds}
+            if report is not None:
+                report(row | {"progress": self._progress()} | {k: v[-1] for k, v in losses.items()})
+            done = self._progress() >= 1
+            if done or self.seconds - validated >= 60 * self.config.validate_every:
+                row |= {name: float(np.mean(values)) for name, values in losses.items()}
+                losses.clear()
+                row |= self._validate()
+                append_row(self.run_folder / "metrics.csv", row)
+                draw_curves(
+                    read_rows(self.run_folder / "metrics.csv"), self.run_folder / "curves.png"
+                )
+                if report is not None:
+                    report(row | {"progress": self._progress()})
+                self.seconds = time.perf_counter() - start
+                validated = self.seconds
+            if done or self.seconds - saved >= 60 * self.config.checkpoint_every:
+                self._save()
+                saved = self.seconds
+            if done:
+                break
+        return self.run_folder / "best"
+
+    def _progress(self) -> float:
+        by_steps = self.step / self.config.steps
+        if self.config.minutes is None:
+            return by_steps
+        return max(by_steps, self.seconds / (60 * self.config.minutes))
+
+    def _learning_rate_factor(self, progress: float) -> float:
+        """Linear warm-up, then cosine down to a hundredth."""
+        warm = min(1.0, (self.step + 1) / max(self.config.warmup, 1))
+        return warm * (0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
+
+    # -- data -------------------------------------------------------------------------------------
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches from step `self.step` on, made one ahead; each a function of (seed, step)."""
+        workers = max(1, min(8, (os.cpu_count() or 2) - 1))
+        # One augmentation a thread's crop: MONAI's random state belongs to the transform.
+        with ThreadPoolExecutor(workers) as pool:
+
+            def submit(step: int) -> list[Future[Batch]]:
+                return [pool.submit(self._item, step, i) for i in range(self.config.batch_size)]
+
+            ahead = submit(self.step)
+            while True:
+                ready, ahead = ahead, submit(self.step + 1)
+                images, x_0 = zip(*(future.result() for future in ready), strict=True)
+                yield self._to_device(torch.stack(images)), self._to_device(torch.stack(x_0))
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        return x.to(self.device, memory_format=torch.channels_last)
+
+    def _item(self, step: int, index: int) -> Batch:
+        config = self.config
+        rng = np.random.default_rng([config.seed, step, index])
+        image, labels = self.data[int(rng.integers(len(self.data)))]
+        if config.augment:
+            augmentation = Augmentation(config.crop, config.model.image.channels == 3)
+            image, labels = augmentation(image, labels, rng)
+        else:
+            image, labels = random_crop(image, labels, config.crop, rng)
+        x_0 = torch.from_numpy(targets.encode(labels[0].numpy(), config.model))
+        return normalise(image, config.model.image), x_0
+
+    # -- one step ---------------------------------------------------------------------------------
+
+    def _train_step(self, images: Tensor, x_0: Tensor, progress: float) -> dict[str, float]:
+        """One step of the discriminator and one of the generator, sharing one encoder pass."""
+        for optimizer, rate in (
+            (self.optimizer, self.config.learning_rate),
+            (self.discriminator_optimizer, self.config.discriminator_learning_rate),
+        ):
+            optimizer.param_groups[0]["lr"] = rate * self._learning_rate_factor(progress)
+        self.networks.train()
+        draw = torch.Generator().manual_seed(hash((self.config.seed, self.step)) & 0x7FFFFFFF)
+        on_grid = to_label_grid(x_0)
+        t = torch.randint(1, self.schedule.steps + 1, (len(x_0),), generator=draw)
+        noises = [self._to_device(torch.randn(on_grid.shape, generator=draw)) for _ in range(3)]
+        z = torch.randn(len(x_0), self.config.model.network.latent_dim, generator=draw)
+        x_prev = q_sample(self.schedule, on_grid, t - 1, noises[0])
+        x_t = q_step(self.schedule, x_prev, t, noises[1])
+        level = self.schedule.fraction(t).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            features = self.networks.generator.encode(images)
+            attended = x_t + self._attention_shift(on_grid, x_prev, x_t, images, t, level)
+            x_0_pred = self.networks.generator.denoise(
+                attended, level, z.to(self.device), features
+            ).float()
+            x_prev_pred = q_posterior(self.schedule, to_label_grid(x_0_pred), x_t, t, noises[2])
+            losses = self._discriminator_step(x_prev, x_prev_pred.detach(), x_t, images, level)
+            self.networks.discriminator.requires_grad_(False)
+            fake = self.networks.discriminator(x_prev_pred, x_t, images, level)
+            self.networks.discriminator.requires_grad_(True)
+            adversarial = generator_adversarial_loss(fake.float())
+        reconstruction = reconstruction_loss(x_0, x_0_pred)
+        supervised = self.supervised_loss(features.logits, x_0)
+        weights = self.config.losses
+        loss = reconstruction + weights.adversarial * adversarial + weights.supervised * supervised
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.networks.generator.parameters(), 5.0)
+        self.optimizer.step()
+        self._update_average()
+        return losses | {
+            "reconstruction": reconstruction.item(),
+            "supervised": supervised.item(),
+            "adversarial": adversarial.item(),
+        }
+
+    @torch.no_grad()
+    def _attention_shift(
+        self, on_grid: Tensor, x_prev: Tensor, x_t: Tensor, images: Tensor, t: Tensor, level: Tensor
+    ) -> Tensor | float:
+        """x_t^att − x_t, where x_t^att ~ q(x_t | x_0 ⊙ A_D) with the noise of x_t: section 2.2."""
+        settings = self.config.model.attention
+        if settings.mode == "none":
+            return 0.0
+        looked = self.networks.discriminator.features(x_prev, x_t, images, level)[settings.level]
+        attention = self.networks.attention(looked.float(), on_grid.shape[2:])
+        return q_sample(self.schedule, (attention - 1) * on_grid, t, torch.zeros_like(on_grid))
+
+    def _discriminator_step(
+        self, x_prev: Tensor, x_prev_pred: Tensor, x_t: Tensor, images: Tensor, level: Tensor
+    ) -> dict[str, float]:
+        discriminator, weights = self.networks.discriminator, self.config.losses
+        loss = discriminator_loss(
+            discriminator(x_prev, x_t, images, level).float(),
+            discriminator(x_prev_pred, x_t, images, level).float(),
+        )
+        penalty = torch.zeros((), device=self.device)
+        if weights.r1 > 0 and self.step % weights.r1_interval == 0:
+            penalty = r1_penalty(lambda x: discriminator(x, x_t, images, level), x_prev)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        (loss + weights.r1 * weights.r1_interval * penalty).backward()
+        self.discriminator_optimizer.step()
+        return {"discriminator": loss.item()}
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Exponential moving average of weights and buffers, with a faster start."""
+        decay = min(self.config.ema_decay, (self.step + 1) / (self.step + 10))
+        state = self.networks.state_dict()
+        for name, averaged in self.average.state_dict().items():
+            if averaged.is_floating_point():
+                averaged.lerp_(state[name], 1 - decay)
+            else:
+                averaged.copy_(state[name])
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def _validate(self) -> dict[str, float]:
+        """Score the averaged model as users will run it, and keep it if it is the best so far."""
+        last = self.run_folder / "last"
+        Model.save(last, self.config.model, self.average)
+        segmenter = Segmenter(Model.load(last), str(self.device))
+        scores = mean_of(evaluate(segmenter, self.validation_pairs, mpp=self.config.mpp))
+        if scores["dice"] > self.best:
+            self.best = scores["dice"]
+            Model.save(self.run_folder / "best", self.config.model, self.average)
+        return scores
+
+    def _save(self) -> None:
+        state = {
+            "config": self.config.model_dump_json(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "networks": self.networks.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+        }
+        aside = self.run_folder / f".{CHECKPOINT}.tmp"
+        torch.save(state, aside)
+        os.replace(aside, self.run_folder / CHECKPOINT)
+
+    def _restore(self, path: Path) -> None:
+        if not path.is_file():
+            raise CdalError("nothing to resume: no checkpoint", "start without --resume", path)
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        saved = TrainConfig.model_validate_json(state["config"])
+        if saved.model_dump(exclude={"minutes"}) != self.config.model_dump(exclude={"minutes"}):
+            raise CdalError(
+                "the checkpoint is of another config", "resume with the run's config.yaml", path
+            )
+        for name in ("networks", "average", "optimizer", "discriminator_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]

@@ -1,0 +1,1 @@
+"""napari plugin of cDAL: see napari.yaml for what it contributes."""

@@ -1,0 +1,188 @@
+"""The 2-D plane of an image layer that is segmented, and where it lies in the world."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdal_engine.errors import CdalError
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+    from cdal_engine.config import ImageConfig
+
+__all__ = ["MAX_MEGAPIXELS", "Plane", "check", "over_white", "placement", "plane_of"]
+
+MAX_MEGAPIXELS = 400  # the engine keeps about 60 bytes a pixel
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One plane of a layer, as it was when the run was started.
+
+    Attributes
+    ----------
+    layer : napari.layers.Image
+        To see afterwards whether it is still there, and where.
+    name : str
+        Of the layer.
+    data : array-like
+        The layer's data, at full resolution where it has several; possibly lazy.
+    index : tuple of int
+        Position on each axis before the last two.
+    size : tuple of int
+        (H, W) in pixels.
+    rgb : bool
+    spacing : tuple of float or None
+        Micrometres per pixel along y and x; None if the layer's units are no lengths.
+    placement : dict
+        See `placement`.
+    """
+
+    layer: Image
+    name: str
+    data: Any
+    index: tuple[int, ...]
+    size: tuple[int, int]
+    rgb: bool
+    spacing: tuple[float, float] | None
+    placement: dict[str, Any]
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel, one figure for both axes."""
+        return math.sqrt(self.spacing[0] * self.spacing[1]) if self.spacing else None
+
+    def read(self) -> NDArray[np.generic]:
+        """Return the pixels, (H, W) or (H, W, 3); computes lazy data.
+
+        Raises
+        ------
+        CdalError
+            If the layer's data cannot be read.
+        """
+        try:
+            pixels = np.asarray(self.data[self.index] if self.index else self.data)
+        except MemoryError:
+            raise
+        except Exception as error:  # a lazy layer reads its file now, and may raise anything
+            raise CdalError(
+                f"layer {self.name!r} cannot be read: {error}", "check the file it came from"
+            ) from error
+        return over_white(pixels) if self.rgb and pixels.shape[-1] == 4 else pixels
+
+
+def plane_of(layer: Image, point: Sequence[float]) -> Plane:
+    """Take the plane of `layer` on its last two axes that the viewer shows.
+
+    Parameters
+    ----------
+    layer : napari.layers.Image
+    point : sequence of float
+        Where the viewer's sliders are, in world coordinates.
+    """
+    data = layer.data[0] if layer.multiscale else layer.data
+    shape = tuple(data.shape[:-1] if layer.rgb else data.shape)
+    position = np.round(layer.world_to_data(point)).astype(int)
+    index = tuple(
+        int(np.clip(at, 0, max(size - 1, 0)))
+        for at, size in zip(position[:-2], shape[:-2], strict=True)
+    )
+    return Plane(
+        layer=layer,
+        name=str(layer.name),
+        data=data,
+        index=index,
+        size=(int(shape[-2]), int(shape[-1])),
+        rgb=bool(layer.rgb),
+        spacing=_spacing(layer),
+        placement=placement(layer, index),
+    )
+
+
+def placement(layer: Image, index: tuple[int, ...]) -> dict[str, Any]:
+    """Layer arguments that put an array of shape (1, ..., H, W) where that plane lies."""
+    translate = layer.translate
+    if any(index):
+        offset = np.zeros(layer.ndim)
+        offset[: len(index)] = index
+        translate = layer.affine.inverse(layer.data_to_world(offset))
+    return {
+        "scale": np.array(layer.scale),
+        "translate": np.array(translate),
+        "rotate": np.array(layer.rotate),
+        "shear": np.array(layer.shear),
+        "affine": np.array(layer.affine.affine_matrix),
+        "units": tuple(str(unit) for unit in layer.units),
+        "axis_labels": tuple(layer.axis_labels),
+    }
+
+
+def _spacing(layer: Image) -> tuple[float, float] | None:
+    """Micrometres that one step along y and one along x cover in the world."""
+    micrometres = [
+        float((1 * unit).to("micrometer").magnitude)
+        if unit.is_compatible_with("micrometer")
+        else None
+        for unit in layer.units
+    ]
+    if None in micrometres[-2:]:
+        return None
+    origin = np.asarray(layer.data_to_world(np.zeros(layer.ndim)))
+    steps = np.eye(layer.ndim)[-2:]
+    lengths = [
+        float(
+            np.linalg.norm((layer.data_to_world(step) - origin) * [u or 0.0 for u in micrometres])
+        )
+        for step in steps
+    ]
+    return lengths[0], lengths[1]
+
+
+def check(plane: Plane, config: ImageConfig) -> None:
+    """Refuse what the model cannot segment, before any work is done.
+
+    Raises
+    ------
+    CdalError
+        For an empty layer, one of the wrong kind, or one too large for memory.
+    """
+    height, width = plane.size
+    if 0 in plane.data.shape:
+        raise CdalError(f"layer {plane.name!r} is empty", "choose another layer")
+    if config.channels == 3 and not plane.rgb:
+        raise CdalError(
+            f"layer {plane.name!r} is grayscale and this model takes RGB images",
+            "choose an RGB layer (colours on the last axis) or a grayscale model",
+        )
+    if config.channels == 1 and plane.rgb:
+        raise CdalError(
+            f"layer {plane.name!r} is RGB and this model takes grayscale images",
+            "choose a grayscale layer (Split RGB in its menu makes some) or an RGB model",
+        )
+    if height * width > MAX_MEGAPIXELS * 1e6:
+        raise CdalError(
+            f"layer {plane.name!r} has {height * width / 1e6:.0f} megapixels; up to "
+            f"{MAX_MEGAPIXELS} fit in memory here",
+            "crop the region of interest into a layer of its own",
+        )
+
+
+def over_white(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Lay (H, W, 4) pixels with straight alpha over white; (H, W, 3) of the same type."""
+    colour, alpha = pixels[..., :3].astype(np.float32), pixels[..., 3:].astype(np.float32)
+    if np.issubdtype(pixels.dtype, np.integer):
+        full = float(np.iinfo(pixels.dtype.name).max)
+    else:
+        full = 255.0 if pixels.size and pixels.max() > 1 else 1.0
+    blended = full + (colour - full) * (alpha / full)
+    if np.issubdtype(pixels.dtype, np.integer):
+        blended = np.rint(blended)
+    flat: NDArray[np.generic] = blended.astype(pixels.dtype)
+    return flat

@@ -1,0 +1,146 @@
+"""From a segmentation to napari layers; no viewer needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from cdal_engine.segmenter import Segmentation
+
+__all__ = ["ATTENTION_NOTE", "METADATA_KEY", "LayerData", "features", "layer_data", "placed"]
+
+LayerData = tuple[NDArray[np.generic], dict[str, Any], str]
+
+METADATA_KEY = "cdal"
+ATTENTION_NOTE = "where the discriminator looks, not evidence for a diagnosis"
+_NOTES = {
+    "labels": "one number per object; hover for area, score and agreement",
+    "probability": "mean of the samples, 0 to 1",
+    "uncertainty": "entropy of the mean of the samples, 0 to 1",
+    "attention": ATTENTION_NOTE,
+    "samples": "foreground probability of each sample, 0 to 1; the slider chooses",
+}
+_DISPLAY: dict[str, dict[str, Any]] = {
+    "probability": {"colormap": "viridis", "contrast_limits": (0, 1)},
+    "uncertainty": {"colormap": "magma", "contrast_limits": (0, 1)},
+    "attention": {"colormap": "turbo", "contrast_limits": (0, 2)},
+    "samples": {"colormap": "viridis", "contrast_limits": (0, 1)},
+}
+
+
+def features(segmentation: Segmentation, classes: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Columns of the Labels layer's table.
+
+    Returns
+    -------
+    dict of ndarray
+        `index`, the label, by which napari finds the row to show; `area_um2`, or `area_px` where
+        the resolution is unknown; centroid `y` and `x` in the layer's pixels, where napari puts
+        a pixel's centre at a whole number; `score` and `agreement`; `class` if there are several.
+    """
+    objects, mpp = segmentation.objects, segmentation.mpp
+    area = objects["area_px"].astype(np.float64)
+    columns: dict[str, NDArray[Any]] = {
+        "index": objects["label"].astype(np.int64),
+        "area_px" if mpp is None else "area_um2": area * (mpp or 1.0) ** 2,
+        "y": objects["y"].astype(np.float64) - 0.5,
+        "x": objects["x"].astype(np.float64) - 0.5,
+        "score": objects["score"].astype(np.float64),
+        "agreement": objects["agreement"].astype(np.float64),
+    }
+    return columns | ({"class": objects["class"]} if len(classes) > 1 else {})
+
+
+def placed(
+    array: NDArray[np.generic], placement: Mapping[str, Any], samples: bool = False
+) -> tuple[NDArray[np.generic], dict[str, Any]]:
+    """Give an (H, W) array its layer's axes and placement; (S, H, W) where `samples`.
+
+    napari extends scale, translation, rotation, shear and affine to a leading axis itself.
+    """
+    before = len(placement["units"]) - 2
+    if not samples:
+        return array.reshape((1,) * before + array.shape), dict(placement)
+    return array.reshape(array.shape[:1] + (1,) * before + array.shape[1:]), {
+        **placement,
+        "units": ("pixel", *placement["units"]),
+        "axis_labels": ("sample", *placement["axis_labels"]),
+    }
+
+
+def layer_data(
+    segmentation: Segmentation,
+    *,
+    source: str,
+    model: str,
+    classes: Collection[str],
+    placement: Mapping[str, Any],
+    wanted: Collection[str],
+    taken: Collection[str] = (),
+    run: Mapping[str, Any] | None = None,
+) -> list[LayerData]:
+    """Turn a segmentation into layers: the maps first and hidden, labels last and on top.
+
+    Parameters
+    ----------
+    segmentation : Segmentation
+    source, model : str
+        Names of the segmented layer and of the model, part of every layer's name.
+    classes : collection of str
+        Foreground classes of the model.
+    placement : dict
+        Layer arguments of the segmented plane, see `planes.placement`.
+    wanted : collection of str
+        Any of `probability`, `uncertainty`, `attention` and `samples`; those the segmentation
+        lacks are left out.
+    taken : collection of str
+        Names of the viewer's layers. A second run is numbered, so that its layers are told apart.
+    run : dict, optional
+        Facts kept in each layer's metadata.
+    """
+    maps = list(_maps(segmentation, classes, wanted))
+    number = 1
+    names = _names(source, model, [title for title, _, _ in maps], number)
+    while not names.isdisjoint(taken):
+        number += 1
+        names = _names(source, model, [title for title, _, _ in maps], number)
+    layers = []
+    for title, what, array in maps:
+        data, arguments = placed(array, placement, samples=what == "samples")
+        arguments["name"] = _name(title, source, model, number)
+        arguments["metadata"] = {METADATA_KEY: {"what": what, "note": _NOTES[what], **(run or {})}}
+        if what == "labels":
+            arguments["features"] = features(segmentation, classes)
+        else:
+            arguments |= {"visible": False, "opacity": 0.7, "rgb": False, **_DISPLAY[what]}
+        layers.append((data, arguments, "labels" if what == "labels" else "image"))
+    return layers
+
+
+def _maps(
+    segmentation: Segmentation, classes: Collection[str], wanted: Collection[str]
+) -> Iterator[tuple[str, str, NDArray[np.generic]]]:
+    """Title, kind and array of each layer, lowest first."""
+    if "samples" in wanted and segmentation.samples is not None:
+        yield "samples", "samples", segmentation.samples
+    if "attention" in wanted and segmentation.attention is not None:
+        yield "attention", "attention", segmentation.attention
+    if "uncertainty" in wanted:
+        yield "uncertainty", "uncertainty", segmentation.uncertainty
+    if "probability" in wanted:
+        for name, array in zip(classes, segmentation.probability, strict=True):
+            title = "probability" if len(classes) == 1 else f"probability of {name}"
+            yield title, "probability", array
+    yield "labels", "labels", segmentation.labels
+
+
+def _name(title: str, source: str, model: str, number: int) -> str:
+    return f"{title}: {source}, {model}" + (f" #{number}" if number > 1 else "")
+
+
+def _names(source: str, model: str, titles: Collection[str], number: int) -> set[str]:
+    return {_name(title, source, model, number) for title in titles}

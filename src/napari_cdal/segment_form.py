@@ -1,0 +1,174 @@
+"""The fields of the Segment widget and how they follow the chosen model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from ctypes.util import find_library
+from typing import Any
+
+from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, SpinBox
+from qtpy.QtCore import QSize, Qt
+from qtpy.QtGui import QShowEvent
+from qtpy.QtWidgets import (
+    QFormLayout,
+    QFrame,
+    QGridLayout,
+    QLabel,
+    QScrollArea,
+    QSizePolicy,
+    QWidget,
+)
+
+from cdal_engine.config import ModelConfig
+
+from .results import ATTENTION_NOTE
+
+__all__ = ["SegmentForm", "describe", "devices"]
+
+_MAPS = (
+    ("probability", "Probability", "Mean of the samples."),
+    ("uncertainty", "Uncertainty", "Entropy of the mean of the samples."),
+    ("attention", "Attention", f"Shows {ATTENTION_NOTE}."),
+    ("samples", "Each sample", "All samples, along a slider of their own."),
+)
+
+
+class SegmentForm:
+    """What to segment, with which model, and how.
+
+    Parameters
+    ----------
+    images : callable
+        Gives the layers to choose from, as (name, layer).
+    configs : mapping of str to ModelConfig
+        The models to choose from, by name.
+    """
+
+    def __init__(
+        self, images: Callable[[object], list[tuple[str, Any]]], configs: Mapping[str, ModelConfig]
+    ) -> None:
+        self._configs = configs
+        self.image = ComboBox(label="Image", choices=images, tooltip="The layer to segment.")
+        self.model = ComboBox(label="Model", choices=list(configs))
+        for i, config in enumerate(configs.values()):
+            self.model.native.setItemData(i, describe(config), Qt.ItemDataRole.ToolTipRole)
+        self.samples = SpinBox(label="Samples", value=5, min=1, max=20)
+        self.samples.tooltip = (
+            "Answers drawn from the model and averaged; their spread is the uncertainty."
+        )
+        self.steps = ComboBox(label="Steps", choices=self._step_choices)
+        self.steps.tooltip = "Diffusion steps of each sample; 0: one quick deterministic answer."
+        self.device = ComboBox(label="Device", choices=devices())
+        self.device.tooltip = "auto: the graphics card if there is one."
+        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=10_000, step=0.0001)
+        self.mpp.native.setSpecialValueText("unknown")
+        self.mpp.tooltip = (
+            "Size of the image's pixels: the layer's scale where its units are lengths, "
+            "else the model's own resolution. Correct it if it is wrong."
+        )
+        self.seed = SpinBox(label="Seed", value=0, min=0, max=2**31 - 1)
+        self.seed.tooltip = "The same seed, the same answer."
+        self.wanted = {
+            name: CheckBox(text=text, value=name != "samples", tooltip=tooltip)
+            for name, text, tooltip in _MAPS
+        }
+        self.model.changed.connect(self._on_model)
+        self.steps.changed.connect(self._on_steps)
+        self._on_model()
+        self.native = _Scrolled(self._rows())
+
+    @property
+    def config(self) -> ModelConfig | None:
+        """Config of the chosen model; None if there is none."""
+        return self._configs.get(self.model.value)
+
+    def _rows(self) -> QFormLayout:
+        rows = QFormLayout()
+        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        for field in (
+            self.image,
+            self.model,
+            self.samples,
+            self.steps,
+            self.device,
+            self.mpp,
+            self.seed,
+        ):
+            label = QLabel(field.label)
+            label.setToolTip(field.tooltip)
+            rows.addRow(label, field.native)
+        for menu in (self.image.native, self.model.native):  # long names must not widen the dock
+            menu.setSizeAdjustPolicy(menu.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            menu.setMinimumContentsLength(10)
+        boxes = QGridLayout()
+        for i, box in enumerate(self.wanted.values()):
+            boxes.addWidget(box.native, i // 2, i % 2)
+        rows.addRow(QLabel("Add to the labels"))
+        rows.addRow(boxes)
+        return rows
+
+    def _step_choices(self, _: object = None) -> list[tuple[str, int]]:
+        trained = self.config.diffusion.steps if self.config else 0
+        divisors = [n for n in range(1, trained + 1) if trained % n == 0]
+        return [("0 (preview)", 0), *((str(n), n) for n in divisors)]
+
+    def _on_model(self, *_: object) -> None:
+        if self.config is not None:
+            self.steps.reset_choices()
+            self.steps.value = self.config.diffusion.steps
+            self.model.tooltip = describe(self.config)
+
+    def _on_steps(self, *_: object) -> None:
+        """One deterministic pass has no samples, and no discriminator looks at it."""
+        sampled = self.steps.value != 0
+        for field in (self.samples, self.seed, self.wanted["attention"], self.wanted["samples"]):
+            field.enabled = sampled
+
+
+class _Scrolled(QScrollArea):
+    """A form as wide as it must be, which scrolls when there is no height for it."""
+
+    def __init__(self, rows: QFormLayout) -> None:
+        super().__init__()
+        self._form = QWidget()
+        self._form.setLayout(rows)
+        self.setWidget(self._form)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Maximum)
+        self.setMinimumHeight(80)
+
+    def sizeHint(self) -> QSize:
+        """Ask for the whole form."""
+        return self._form.sizeHint()
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        """Learn the width now: the theme, known only when shown, adds to it."""
+        bar = self.verticalScrollBar()
+        room = bar.sizeHint().width() if bar is not None else 0
+        self.setMinimumWidth(self._form.minimumSizeHint().width() + room)
+        super().showEvent(event)
+
+
+def describe(config: ModelConfig) -> str:
+    """Say in a line what a model is for."""
+    what = {
+        "nuclei": f"each {config.classes[0]} by itself",
+        "binary": f"{config.classes[0]}, in connected pieces",
+        "classes": ", ".join(config.classes),
+    }[config.target]
+    kind = {1: "grayscale", 3: "RGB"}[config.image.channels]
+    at = f" at {config.image.mpp:g} µm per pixel" if config.image.mpp else ""
+    return f"Finds {what} in {kind} images{at}; up to {config.diffusion.steps} steps."
+
+
+def devices() -> list[str]:
+    """Devices that this computer may have, judged without loading torch."""
+    names = ["auto", "cpu"]
+    if find_library("nvcuda" if sys.platform == "win32" else "cuda"):
+        names.append("cuda")
+    if sys.platform == "darwin":
+        names.append("mps")
+    return names

@@ -1,0 +1,58 @@
+"""Shared fixtures: the real data beside the repository, and the engine's independence of Qt."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+GUI_MODULES = frozenset({"magicgui", "napari", "npe2", "qtpy", "superqt", "vispy"})
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with `monuseg/train`, `slides`, ...: `$CDAL_SHARED/data`, or `../shared/data`.
+
+    Tests that need it are skipped where it is not there.
+    """
+    shared = Path(os.environ.get("CDAL_SHARED") or TESTS.parents[1] / "shared")
+    data = shared / "data"
+    if not data.is_dir():
+        pytest.skip(f"no data at {data}; set CDAL_SHARED to the folder that holds data/")
+    return data
+
+
+@pytest.fixture(autouse=True)
+def _engine_stays_headless(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail an engine or CLI test that makes anything load Qt or napari."""
+    before = GUI_MODULES & sys.modules.keys()
+    yield
+    if request.path.relative_to(TESTS).parts[0] != "plugin":
+        assert GUI_MODULES & sys.modules.keys() == before
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small nuclei model at 0.25 µm/px with random weights; T = 2."""
+    import torch
+
+    from cdal_engine.config import DiffusionConfig, ModelConfig, NetworkConfig
+    from cdal_engine.model import Model, Networks
+
+    network = NetworkConfig(
+        widths=(8, 12),
+        denoiser_width=12,
+        denoiser_blocks=1,
+        detail_width=8,
+        latent_dim=4,
+        discriminator_widths=(8, 8, 8),
+    )
+    config = ModelConfig(network=network, diffusion=DiffusionConfig(steps=2))
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    Model.save(folder, config, Networks(config))
+    return folder

@@ -1,0 +1,287 @@
+"""Training: what it refuses, what it learns, and that resuming changes nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from skimage.draw import disk
+
+from cdal_engine.config import (
+    DiffusionConfig,
+    ImageConfig,
+    LossConfig,
+    ModelConfig,
+    NetworkConfig,
+    TrainConfig,
+)
+from cdal_engine.errors import CdalError
+from cdal_engine.model import Model
+from cdal_engine.segmenter import Segmenter
+from cdal_engine.training.augmentation import Augmentation, random_crop
+from cdal_engine.training.curves import read_rows
+from cdal_engine.training.dataset import find_pairs, load_for_training, split
+from cdal_engine.training.loop import Trainer
+from cdal_engine.training.validation import evaluate, mean_of
+
+SMALL = ModelConfig(
+    network=NetworkConfig(
+        widths=(12, 16),
+        denoiser_width=12,
+        denoiser_blocks=1,
+        detail_width=8,
+        latent_dim=4,
+        discriminator_widths=(8, 8, 8),
+    ),
+    diffusion=DiffusionConfig(steps=2),
+)
+
+
+def config_of(**changes: object) -> TrainConfig:
+    base = {
+        "model": SMALL,
+        "steps": 6,
+        "batch_size": 2,
+        "crop": 64,
+        "warmup": 2,
+        "losses": LossConfig(r1_interval=2),
+    }
+    return TrainConfig(**base | changes)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images of dark disks on a light ground, with instance labels."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        labels = np.zeros((96, 96), np.uint16)
+        for i in range(1, 9):
+            rr, cc = disk(rng.uniform(0, 96, 2), rng.uniform(7, 12), shape=labels.shape)
+            labels[rr, cc] = i
+        image = np.where(labels[..., None] > 0, (90, 50, 130), (230, 190, 215))
+        image = np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / "images" / f"case{n}.png")
+        tifffile.imwrite(folder / "labels" / f"case{n}.tif", labels)
+    return folder
+
+
+def train(config: TrainConfig, data: Path, run: Path, **options: object) -> Trainer:
+    trainer = Trainer(config, split(find_pairs(data), config), run, "cpu", **options)
+    trainer.run()
+    return trainer
+
+
+def test_resuming_ends_bit_identical_to_never_stopping(data: Path, tmp_path: Path) -> None:
+    config = config_of(checkpoint_every=1e-9)
+    whole = train(config, data, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict[str, float]) -> None:
+        if row["step"] == 4:
+            raise Killed
+
+    pairs = split(find_pairs(data), config)
+    with pytest.raises(Killed):
+        Trainer(config, pairs, tmp_path / "cut", "cpu").run(kill)
+    resumed = train(config, data, tmp_path / "cut", resume=True)
+    assert resumed.step == whole.step == 6
+    for part in ("networks", "average"):
+        expected = getattr(whole, part).state_dict()
+        for name, value in getattr(resumed, part).state_dict().items():
+            assert torch.equal(value, expected[name]), name
+    assert (
+        Model.load(tmp_path / "cut" / "last").digest
+        == Model.load(tmp_path / "whole" / "last").digest
+    )
+
+
+def test_a_run_leaves_what_it_promises(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config_of(), data, run)
+    rows = read_rows(run / "metrics.csv")
+    assert rows[-1]["step"] == 6
+    assert {"dice", "aji", "pairwise_dice", "reconstruction", "discriminator"} <= rows[-1].keys()
+    with Image.open(run / "curves.png") as picture:
+        assert picture.width > 500
+    assert TrainConfig.from_file(run / "config.yaml") == config_of()
+    assert not list(run.glob("*.tmp*"))
+    Segmenter(Model.load(run / "best"), "cpu").segment(np.zeros((40, 40, 3), np.uint8), samples=1)
+
+
+@pytest.mark.slow
+def test_it_learns(data: Path, tmp_path: Path) -> None:
+    """A few seconds are enough for dark disks; the samples differ and each is right."""
+    config = config_of(steps=150, batch_size=4, learning_rate=3e-3, ema_decay=0.9, augment=False)
+    train(config, data, tmp_path / "run")
+    segmenter = Segmenter(Model.load(tmp_path / "run" / "best"), "cpu")
+    scores = mean_of(evaluate(segmenter, split(find_pairs(data), config)[1]))
+    assert scores["dice"] > 0.93
+    assert scores["dice_one_sample"] > 0.9
+    assert scores["pairwise_dice"] < 0.9999
+
+
+def test_fine_tuning_starts_from_the_given_model(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    train(config_of(steps=1), data, tmp_path / "first")
+    init = Model.load(tmp_path / "first" / "last")
+    config = config_of(steps=1, learning_rate=1e-9, discriminator_learning_rate=1e-9)
+    tuned = train(config, data, tmp_path / "second", init=init)
+    weight = tuned.networks.generator.encoder.to_logits.weight
+    torch.testing.assert_close(weight, init.networks.generator.encoder.to_logits.weight)
+
+
+def test_without_attention_the_generator_sees_plain_x_t(data: Path, tmp_path: Path) -> None:
+    none = SMALL.model_copy(
+        update={"attention": SMALL.attention.model_copy(update={"mode": "none"})}
+    )
+    runs = [
+        train(config_of(steps=2, model=m), data, tmp_path / m.attention.mode) for m in (SMALL, none)
+    ]
+    a, b = (run.networks.generator.denoiser.stem.weight for run in runs)
+    assert not torch.equal(a, b)
+
+
+def test_a_run_folder_is_never_overwritten(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CdalError, match="not empty"):
+        train(config_of(), data, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resume_needs_the_same_config_and_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CdalError, match="nothing to resume"):
+        train(config_of(), data, tmp_path / "none", resume=True)
+    train(config_of(steps=1), data, tmp_path / "run")
+    with pytest.raises(CdalError, match="another config"):
+        train(config_of(steps=1, crop=32), data, tmp_path / "run", resume=True)
+
+
+def test_divergence_stops_and_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
+    config = config_of(learning_rate=1e30, steps=50, checkpoint_every=1e-9)
+    with pytest.raises(CdalError, match="diverged"):
+        train(config, data, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state["average"].values())
+
+
+def test_no_patient_is_on_both_sides(data: Path, tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for patient in range(5):
+        for slide in ("A", "B"):
+            name = f"TCGA-AA-000{patient}-01{slide}.png"
+            (tmp_path / "images" / name).touch()
+            (tmp_path / "labels" / name).touch()
+    pairs = find_pairs(tmp_path)
+    training, validation = split(pairs, config_of())
+    assert {p.patient for p in training} & {p.patient for p in validation} == set()
+    assert len(training) + len(validation) == 10
+    assert len(validation) == 2
+    with pytest.raises(CdalError, match="same patients"):
+        split(pairs, config_of(validation=("TCGA-AA-0001-01A",)))
+    with pytest.raises(CdalError, match="no images for"):
+        split(pairs, config_of(validation=("elsewhere",)))
+    with pytest.raises(CdalError, match="cannot be split"):
+        split(pairs[:2], config_of())
+
+
+def test_every_unpaired_file_is_named(data: Path, tmp_path: Path) -> None:
+    for kind, names in (("images", "abc"), ("labels", "bcd")):
+        (tmp_path / kind).mkdir()
+        for name in names:
+            (tmp_path / kind / f"{name}.png").touch()
+    with pytest.raises(CdalError, match="without partner: a, d"):
+        find_pairs(tmp_path)
+    with pytest.raises(CdalError, match="images/ and labels/"):
+        find_pairs(tmp_path / "images")
+
+
+def test_every_unusable_pair_is_named_at_once(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    rgb, ids = np.zeros((20, 20, 3), np.uint8), np.arange(400, dtype=np.uint16).reshape(20, 20)
+    pairs = {
+        "small": (rgb, ids[:10]),
+        "gray": (rgb[..., 0], ids),
+        "color": (rgb, rgb),
+        "mask": (rgb, (ids > 9).astype(np.uint8) * 255),
+    }
+    for name, (image, label) in pairs.items():
+        tifffile.imwrite(tmp_path / "images" / f"{name}.tif", image)
+        tifffile.imwrite(tmp_path / "labels" / f"{name}.tif", label)
+    (tmp_path / "images" / "text.png").write_text("not a picture")
+    tifffile.imwrite(tmp_path / "labels" / "text.tif", ids)
+    with pytest.raises(CdalError, match="5 unusable") as caught:
+        load_for_training(find_pairs(tmp_path), SMALL, None)
+    for words in (
+        "differ in size",
+        "takes RGB",
+        "one integer a pixel",
+        "one id per object",
+        "cannot be decoded",
+    ):
+        assert words in str(caught.value)
+
+
+def test_images_are_brought_to_the_models_resolution(data: Path) -> None:
+    pairs = find_pairs(data)[:1]
+    (image, labels), (large, large_labels) = (
+        load_for_training(pairs, SMALL, mpp)[0] for mpp in (None, 0.5)
+    )
+    assert large.shape == (3, 192, 192)
+    assert large_labels.shape == (1, 192, 192)
+    assert torch.equal(large_labels[:, ::2, ::2], labels)
+    assert large_labels.unique().tolist() == labels.unique().tolist()
+
+
+def test_crops_of_image_and_labels_stay_together() -> None:
+    labels = torch.arange(40 * 50, dtype=torch.int32).reshape(1, 40, 50)
+    image = labels.float().repeat(3, 1, 1)
+    for size in (16, 64):  # smaller and larger than the image
+        x, y = random_crop(image, labels, size, np.random.default_rng(0))
+        assert x.shape == (3, size, size)
+        assert torch.equal(x[0].int(), y[0])
+
+
+def test_augmentation_keeps_labels_exact_aligned_and_repeatable() -> None:
+    truth = torch.zeros(1, 120, 120, dtype=torch.int32)
+    truth[:, 30:90, 40:80] = 1000
+    image = torch.where(truth > 0, 0.2, 0.9).repeat(3, 1, 1)
+    augment = Augmentation(64, color=True)
+    seen = []
+    for seed in range(12):
+        x, y = augment(image, truth, np.random.default_rng(seed))
+        assert x.shape == (3, 64, 64)
+        assert y.shape == (1, 64, 64)
+        assert set(y.unique().tolist()) <= {0, 1000}
+        assert 0 <= x.min()
+        inside, outside = x[:, y[0] > 0], x[:, y[0] == 0]
+        if inside.numel() > 300 and outside.numel() > 300:
+            assert inside.median() < outside.median() - 0.2
+        seen.append(x)
+    again, _ = augment(image, truth, np.random.default_rng(0))
+    assert torch.equal(again, seen[0])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_binary_and_grayscale_models_train_too(data: Path, tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    for pair in find_pairs(data):
+        with Image.open(pair.image) as image:
+            image.convert("L").save(tmp_path / "data" / "images" / f"{pair.stem}.png")
+        mask = (tifffile.imread(pair.label) > 0).astype(np.uint8) * 255
+        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{pair.stem}.png")
+    image = ImageConfig(channels=1, mpp=None, normalisation="percentile", mean=(), std=())
+    model = SMALL.model_copy(update={"target": "binary", "image": image})
+    trainer = train(config_of(model=model, steps=2), tmp_path / "data", tmp_path / "run")
+    rows = read_rows(trainer.run_folder / "metrics.csv")
+    assert 0 <= rows[-1]["dice"] <= 1
+    assert "aji" not in rows[-1]

@@ -1,0 +1,50 @@
+"""Layers and a docked Segment widget for the plugin's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cdal_engine.samples import HE_MPP
+
+
+@pytest.fixture
+def tile() -> NDArray[np.uint8]:
+    """A crop of the H&E sample, 96x120 RGB, that is quick to segment."""
+    from napari_cdal.sample_data import he_tile
+
+    return np.ascontiguousarray(he_tile()[0][0][:96, :120])
+
+
+@pytest.fixture
+def skewed() -> dict[str, Any]:
+    """A placement in which every part of napari's transform matters."""
+    return {
+        "scale": (HE_MPP, HE_MPP),
+        "translate": (12.5, -40.0),
+        "rotate": 30.0,
+        "shear": (0.2,),
+        "affine": np.array([[0.9, 0.3, 7.0], [-0.2, 1.1, 3.0], [0.0, 0.0, 1.0]]),
+        "units": ("micrometer", "micrometer"),
+        "axis_labels": ("y", "x"),
+    }
+
+
+@pytest.fixture
+def docked(tiny_model: Path) -> Callable[[Any], Any]:
+    """Dock a Segment widget that knows the tiny model in a viewer."""
+
+    def dock(viewer: Any) -> Any:
+        from napari_cdal.segment_widget import SegmentWidget
+
+        widget = SegmentWidget(viewer, {"tiny": tiny_model})
+        viewer.window.add_dock_widget(widget, name="Segment")
+        widget.form.samples.value = 2
+        return widget
+
+    return dock
