@@ -5,6 +5,8 @@ Coordinates are in pixels with the origin at the corner: a pixel's centre is at 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
@@ -49,7 +51,7 @@ def interior(labels: NDArray[np.integer], boundary: float) -> NDArray[np.bool_]:
     ids = np.unique(labels)
     deepest = np.zeros(int(ids.max()) + 1)
     deepest[ids] = ndi.maximum(depth, labels, ids)
-    return (labels > 0) & (depth > np.minimum(boundary, deepest[labels] / 2))
+    return np.asarray((labels > 0) & (depth > np.minimum(boundary, deepest[labels] / 2)))
 
 
 def components(mask: NDArray[np.bool_]) -> Labels:
@@ -95,7 +97,7 @@ def remove_small(labels: Labels, min_area: float) -> Labels:
     return renumber[labels]
 
 
-def measure(labels: Labels, probability: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
+def measure(labels: Labels, probability: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     """Measure every object.
 
     Parameters
@@ -144,7 +146,7 @@ def measure(labels: Labels, probability: NDArray[np.float32]) -> dict[str, NDArr
 
 
 def agreement(
-    labels: Labels, objects: dict[str, NDArray[np.generic]], masks: NDArray[np.bool_]
+    labels: Labels, objects: dict[str, NDArray[Any]], masks: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     """Fraction of samples that contain each object at IoU >= 0.5, inside its bounding box.
 

@@ -76,9 +76,12 @@ def normalise(x: Tensor, config: ImageConfig) -> Tensor:
     """Normalise (C, H, W) intensities of a whole image: 0 … 1 for `constant`, any otherwise."""
     if config.normalisation == "constant":
         shape = (-1, 1, 1)
-        return (x - torch.tensor(config.mean).view(shape)) / torch.tensor(config.std).view(shape)
+        mean, std = torch.tensor(config.mean).view(shape), torch.tensor(config.std).view(shape)
+        normalised: Tensor = (x - mean) / std
+        return normalised
     low, high = np.percentile(x.numpy(), (1, 99))
-    return ((x - low) * (2 / max(high - low, 1e-6)) - 1).clamp(-3, 3)
+    stretched: Tensor = (x - low) * (2 / max(float(high - low), 1e-6)) - 1
+    return stretched.clamp(-3, 3)
 
 
 def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
@@ -126,7 +129,7 @@ def _largest(image: NDArray[np.generic]) -> float:
         return 1.0
     if image.dtype.kind in "ui":
         # 12-bit and 16-bit cameras fill a 16-bit type to different heights; 8 bits are always full.
-        return float(np.iinfo(image.dtype).max)
+        return float(np.iinfo(image.dtype.name).max)
     low, high = float(image.min()), float(image.max())
     if low < 0 or high > 255:
         raise CdalError(

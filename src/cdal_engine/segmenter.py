@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,13 +31,12 @@ Progress = Callable[[int, int], bool]
 
 MAX_SAMPLES = 64
 _TILE = 1024  # pixels
-_TILES_AT_ONCE = {"cpu": 1}
-_TILES_AT_ONCE_GPU = 4
+_TILES_AT_ONCE = {"cpu": 1, "cuda": 4, "mps": 4}
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The answer for one image; all arrays have the image's height and width.
+    """The answer for one image; all arrays have its height and width, or the model grid's.
 
     Attributes
     ----------
@@ -58,6 +58,8 @@ class Segmentation:
         Micrometres per pixel of all arrays.
     seconds : float
         Spent in the networks and in decoding.
+    pixel : float
+        Edge of the arrays' pixels in pixels of the image: 1 on the image's own grid.
     """
 
     labels: NDArray[np.uint32]
@@ -66,9 +68,10 @@ class Segmentation:
     deviation: NDArray[np.float32]
     attention: NDArray[np.float32] | None
     samples: NDArray[np.float16] | None
-    objects: dict[str, NDArray[np.generic]]
+    objects: dict[str, NDArray[Any]]
     mpp: float | None
     seconds: float
+    pixel: float = 1.0
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -148,7 +151,7 @@ class Segmenter:
             )
         self.model = model
         self.device = select_device(device)
-        self.networks = model.networks.to(self.device, memory_format=torch.channels_last)
+        self.networks = model.networks.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, device: str = "auto") -> Segmenter:
@@ -165,6 +168,7 @@ class Segmenter:
         seed: int = 0,
         keep_samples: bool = False,
         attention: bool = True,
+        on_model_grid: bool = False,
         progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one image.
@@ -184,6 +188,8 @@ class Segmenter:
             The same seed gives the same answer.
         keep_samples, attention : bool
             Whether to return them.
+        on_model_grid : bool
+            Leave everything at the model's resolution, as for slides, instead of the image's.
         progress : callable, optional
             See `Progress`.
 
@@ -207,7 +213,11 @@ class Segmenter:
         run = _Run(samples, schedule, seed, attention and schedule is not None, advance)
         with torch.inference_mode():
             maps = self._fill(x, tiles, run, keep_samples)
-        return self._decode(maps, image.shape[:2], scale, mpp or config.image.mpp, start)
+        mpp = mpp or config.image.mpp
+        if on_model_grid and scale != 1:
+            grid = (int(x.shape[1]), int(x.shape[2]))
+            return self._decode(maps, grid, 1.0, config.image.mpp, start, pixel=1 / scale)
+        return self._decode(maps, image.shape[:2], scale, mpp, start)
 
     def check_options(self, samples: int, steps: int | None) -> NoiseSchedule | None:
         """Return the schedule of `steps`, None for the supervised head's answer.
@@ -255,8 +265,7 @@ class Segmenter:
             attention=np.empty(size, np.float32) if run.attention else None,
             samples=np.empty((count, *size), np.float16) if keep_samples else None,
         )
-        most = _TILES_AT_ONCE.get(self.device.type, _TILES_AT_ONCE_GPU)
-        for batch in batches(tiles, most):
+        for batch in batches(tiles, _TILES_AT_ONCE[self.device.type]):
             image = torch.stack([x[(slice(None), *tile.box)] for tile in batch])
             answers, attention = self._sample(image, batch, run)
             for i, tile in enumerate(batch):
@@ -288,7 +297,7 @@ class Segmenter:
             return torch.stack(z).repeat(len(tiles), 1)
 
         def denoise(x_t: Tensor, level: Tensor, z: Tensor) -> Tensor:
-            x_0 = generator.denoise(x_t, level, z, repeated)
+            x_0: Tensor = generator.denoise(x_t, level, z, repeated)
             for _ in tiles:
                 run.advance()
             return x_0
@@ -318,9 +327,15 @@ class Segmenter:
             maps.attention[y, x] = attention[tile.inside].float().cpu()
 
     def _decode(
-        self, maps: _Maps, size: tuple[int, int], scale: float, mpp: float | None, start: float
+        self,
+        maps: _Maps,
+        size: tuple[int, int],
+        scale: float,
+        mpp: float | None,
+        start: float,
+        pixel: float = 1.0,
     ) -> Segmentation:
-        """Bring the maps to the image's grid and find the objects there."""
+        """Bring the maps to a grid of `size` and find the objects there."""
         config = self.model.config
         mean = from_model_grid(maps.probability, scale, size)
 
@@ -348,6 +363,7 @@ class Segmenter:
             samples=None if maps.samples is None else each(maps.samples).astype(np.float16),
             objects=objects,
             mpp=mpp,
+            pixel=pixel,
             seconds=time.perf_counter() - start,
         )
 

@@ -52,7 +52,7 @@ def foreground(probability: NDArray[np.float32], config: ModelConfig) -> NDArray
         return probability
     if config.target == "classes":
         return probability[1:]
-    return probability[1:].sum(axis=0, keepdims=True)
+    return np.asarray(probability[1:].sum(axis=0, keepdims=True))
 
 
 def decode(

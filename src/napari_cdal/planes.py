@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdal_engine.errors import CdalError
+from cdal_engine.io.colour import over_white
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
     from cdal_engine.config import ImageConfig
 
-__all__ = ["MAX_MEGAPIXELS", "Plane", "check", "over_white", "placement", "plane_of"]
+__all__ = ["MAX_MEGAPIXELS", "Plane", "check", "placement", "plane_of"]
 
 MAX_MEGAPIXELS = 400  # the engine keeps about 60 bytes a pixel
 
@@ -172,17 +173,3 @@ def check(plane: Plane, config: ImageConfig) -> None:
             f"{MAX_MEGAPIXELS} fit in memory here",
             "crop the region of interest into a layer of its own",
         )
-
-
-def over_white(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Lay (H, W, 4) pixels with straight alpha over white; (H, W, 3) of the same type."""
-    colour, alpha = pixels[..., :3].astype(np.float32), pixels[..., 3:].astype(np.float32)
-    if np.issubdtype(pixels.dtype, np.integer):
-        full = float(np.iinfo(pixels.dtype.name).max)
-    else:
-        full = 255.0 if pixels.size and pixels.max() > 1 else 1.0
-    blended = full + (colour - full) * (alpha / full)
-    if np.issubdtype(pixels.dtype, np.integer):
-        blended = np.rint(blended)
-    flat: NDArray[np.generic] = blended.astype(pixels.dtype)
-    return flat

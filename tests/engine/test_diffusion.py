@@ -49,7 +49,7 @@ def test_last_step_returns_the_prediction_exactly(steps: int, seed: int) -> None
 
 @pytest.mark.parametrize("t", [2, 3, 4])
 def test_posterior_undoes_the_forward_step_in_distribution(t: int) -> None:
-    """x_{t-1} from q(x_{t-1} | x_t, x_0), x_t ~ q(x_t | x_0), is distributed as q(x_{t-1} | x_0)."""
+    """x_{t-1} ~ q(x_{t-1} | x_t, x_0) of x_t ~ q(x_t | x_0) is distributed as q(x_{t-1} | x_0)."""
     schedule = schedule_of(4)
     draw = torch.Generator().manual_seed(0)
     n = 200_000

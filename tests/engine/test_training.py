@@ -232,7 +232,7 @@ def test_every_unusable_pair_is_named_at_once(tmp_path: Path) -> None:
 
 def test_images_are_brought_to_the_models_resolution(data: Path) -> None:
     pairs = find_pairs(data)[:1]
-    (image, labels), (large, large_labels) = (
+    (_, labels), (large, large_labels) = (
         load_for_training(pairs, SMALL, mpp)[0] for mpp in (None, 0.5)
     )
     assert large.shape == (3, 192, 192)
@@ -261,7 +261,7 @@ def test_augmentation_keeps_labels_exact_aligned_and_repeatable() -> None:
         assert x.shape == (3, 64, 64)
         assert y.shape == (1, 64, 64)
         assert set(y.unique().tolist()) <= {0, 1000}
-        assert 0 <= x.min()
+        assert x.min() >= 0
         inside, outside = x[:, y[0] > 0], x[:, y[0] == 0]
         if inside.numel() > 300 and outside.numel() > 300:
             assert inside.median() < outside.median() - 0.2

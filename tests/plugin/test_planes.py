@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cdal_engine.config import ImageConfig
 from cdal_engine.errors import CdalError
-from napari_cdal.planes import check, over_white, plane_of
+from cdal_engine.io.colour import over_white
+from napari_cdal.planes import check, plane_of
 
 RGB = ImageConfig(channels=3)
 GRAY = ImageConfig(channels=1, mean=(0.5,), std=(0.2,))

@@ -7,14 +7,17 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
 from .. import __version__
 from ..errors import Cancelled, CdalError
-from ..io.results import read_run, write_failure, write_result, write_summary
-from ..io.sources import Source, open_source
+from ..io.discovery import open_source
+from ..io.records import read_run, write_failure, write_summary
+from ..io.results import ResultsFolder
+from ..io.source import Source
 from ..segmenter import Progress, Segmentation, Segmenter
 
 __all__ = ["Input", "Outcome", "Parameters", "input_folders", "run", "run_one"]
@@ -72,7 +75,7 @@ def run(
     progress: Progress | None = None,
     on_start: Callable[[Input], None] | None = None,
 ) -> Iterable[Outcome]:
-    """Segment each input and yield how it ended; summary.csv in `out` is kept up to date.
+    """Segment each input and yield how it ended; at the end, summary.csv is written into `out`.
 
     Parameters
     ----------
@@ -89,10 +92,12 @@ def run(
     on_start : callable, optional
         Called before each input.
     """
-    for item in inputs:
-        if on_start is not None:
-            on_start(item)
-        yield _attempt(item, segmenter, parameters, restart, progress)
+    try:
+        for item in inputs:
+            if on_start is not None:
+                on_start(item)
+            yield _attempt(item, segmenter, parameters, restart, progress)
+    finally:
         write_summary(out)
 
 
@@ -123,10 +128,8 @@ def _attempt(
             f"{type(error).__name__}: {error}", "unexpected; please report it", item.path
         )
         failure.__cause__ = error
-    try:
+    with suppress(CdalError):  # nothing can be written there, which most likely is what failed
         write_failure(item.folder, item.path, failure)
-    except CdalError:  # nothing can be written there, which is what failed most likely
-        pass
     return Outcome(item, error=failure)
 
 
@@ -156,32 +159,46 @@ def _segment(
     start = time.perf_counter()
     source = open_source(item.path)
     mpp, mpp_source = _resolution(source, parameters.mpp, segmenter)
-    image = source.read()
-    read = time.perf_counter()
-    result = segmenter.segment(
-        image,
-        mpp=mpp,
-        samples=parameters.samples,
-        steps=parameters.steps,
-        seed=parameters.seed,
-        keep_samples="samples" in parameters.save,
-        attention="attention" in parameters.save,
-        progress=progress,
-    )
-    model = segmenter.model
-    record: dict[str, object] = {
-        "input": identity | {"reader": source.reader, "kind": source.kind, "shape": source.shape},
-        "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
-        "parameters": _recorded(parameters),
-        "device": str(segmenter.device),
-        "mpp": result.mpp,
-        "mpp_source": mpp_source,
-        "seconds": {"read": read - start, "model": result.seconds},
-        "peak_memory_mb": _peak_memory_mb(),
-        "versions": _versions(),
-    }
-    write_result(item.folder, source, image, result, record, parameters.save)
-    return result, read_run(item.folder) or record
+    with ResultsFolder(item.folder) as folder:
+        image = source.read()
+        read = time.perf_counter()
+        result = segmenter.segment(
+            image,
+            mpp=mpp,
+            samples=parameters.samples,
+            steps=parameters.steps,
+            seed=parameters.seed,
+            keep_samples="samples" in parameters.save,
+            attention="attention" in parameters.save,
+            on_model_grid=source.kind == "slide",
+            progress=progress,
+        )
+        segmented = time.perf_counter()
+        folder.write(source, image, result, mpp, parameters.save)
+        model = segmenter.model
+        height, width = source.shape
+        record = {
+            "version": __version__,
+            "input": identity
+            | {"reader": source.reader, "kind": source.kind, "shape": [height, width]},
+            "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
+            "parameters": _recorded(parameters),
+            "device": str(segmenter.device),
+            "mpp": mpp,
+            "mpp_source": mpp_source,
+            "counts": {
+                "objects": len(result.objects["label"]),
+                "area_mm2": None if mpp is None else height * width * (mpp / 1000) ** 2,
+            },
+            "seconds": {
+                "read": read - start,
+                "model": segmented - read,
+                "write": time.perf_counter() - segmented,
+            },
+            "peak_memory_mb": _peak_memory_mb(),
+            "versions": _versions(),
+        }
+        return result, folder.publish(record)
 
 
 def _resolution(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -48,6 +49,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; every failure is one line, and a traceback only with --debug."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, we report in a line
     debug = "--debug" in sys.argv
     if debug:  # accepted anywhere
         sys.argv = [arg for arg in sys.argv if arg != "--debug"]

@@ -37,7 +37,7 @@ def batch(
 ) -> None:
     """Segment every readable image and slide below a folder; run again to resume."""
     from ..batch.run import Parameters, input_folders
-    from ..io.sources import find_sources
+    from ..io.discovery import find_sources
 
     if not folder.is_dir():
         raise CdalError("no such folder", "check the path", folder)
@@ -55,7 +55,7 @@ def batch(
 
 
 def _list(paths: list[Path]) -> int:
-    from ..io.sources import open_source
+    from ..io.discovery import open_source
 
     failures = 0
     for path in paths:

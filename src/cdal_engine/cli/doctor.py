@@ -30,7 +30,7 @@ def doctor(
 ) -> None:
     """Show versions, devices and models; or what a file is and how it would be read."""
     if file is not None:
-        from ..io.sources import describe
+        from ..io.discovery import describe
 
         for key, value in describe(file).items():
             typer.echo(f"{key:<14} {value}")

@@ -46,6 +46,11 @@ def evaluate(
         "seed": seed,
     }
     means = {}
+
+    def on_image(stem: str, _: dict[str, float]) -> None:
+        shown.start(stem)
+        shown.finish()
+
     with bars(2 * len(pairs)) as shown:
         for answer, n in (("sampled", steps), ("supervised", 0)):
             scores = validation.evaluate(
@@ -55,7 +60,7 @@ def evaluate(
                 samples=samples,
                 steps=n,
                 seed=seed,
-                on_image=lambda stem, _: (shown.start(stem), shown.finish())[0],
+                on_image=on_image,
             )
             means[answer] = validation.mean_of(scores)
             report[answer] = {"mean": means[answer], "images": scores}

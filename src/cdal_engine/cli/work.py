@@ -1,5 +1,6 @@
 """Carry out `segment` and `batch`: one line an input, progress meanwhile, an exit code after."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def carry_out(work: Work) -> int:
 
     segmenter = Segmenter(Model.load(work.model), work.device, work.tile)
     segmenter.check_options(work.parameters.samples, work.parameters.steps)
-    _prepare(work.out)
+    _prepare(work)
     counts = {"done": 0, "already": 0, "failed": 0}
     with bars(len(work.inputs)) as shown:
         try:
@@ -57,13 +58,25 @@ def carry_out(work: Work) -> int:
     return 1 if counts["failed"] else 0
 
 
-def _prepare(out: Path) -> None:
+def _prepare(work: Work) -> None:
+    """Refuse, before the first input, an output folder that cannot be written to."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        work.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work.out):
+            pass
     except OSError as error:
         raise CdalError(
-            f"cannot write results here: {error.strerror}", "choose another folder with -o", out
+            f"cannot write results here: {error.strerror}",
+            "choose another folder with -o",
+            work.out,
         ) from None
+    blocked = next((item for item in work.inputs if item.folder.is_file()), None)
+    if blocked is not None:
+        raise CdalError(
+            "a file is where its results folder would be",
+            "choose another folder with -o",
+            blocked.folder,
+        )
 
 
 def _print(outcome: "Outcome") -> str:

@@ -103,4 +103,5 @@ class LevelEmbedding(nn.Module):
     def forward(self, level: Tensor) -> Tensor:
         """(B,) in 0 … 1 to (B, width)."""
         angles = torch.stack([level * f for f in self.frequencies], dim=1)
-        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+        embedding: Tensor = self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return embedding

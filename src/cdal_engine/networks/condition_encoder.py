@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class ConditionEncoder(nn.Module):
         super().__init__()
         net = config.network
         dims, widths = net.spatial_dims, net.widths
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.stem = conv(dims, config.image.channels * 2**dims, widths[0])
         self.down = nn.ModuleList(
             [ResidualBlock(dims, widths[0], widths[0])]

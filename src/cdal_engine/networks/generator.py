@@ -55,8 +55,8 @@ def receptive_halo(config: ModelConfig, steps: int) -> int:
     counted from the architecture: a 3-wide convolution at stride s reaches s further, halving and
     doubling one pixel of the coarser grid.
     """
-    strides = [2 ** (i + 1) for i in range(len(config.network.widths))]
-    looking = sum(2 * 2 ** (i + 1) for i in range(len(config.network.discriminator_widths)))
+    strides = [1 << (i + 1) for i in range(len(config.network.widths))]
+    looking = sum(2 << (i + 1) for i in range(len(config.network.discriminator_widths)))
     down = sum(2 * s for s in strides) + strides[0]  # stem
     up = sum(2 * s for s in strides[:-1]) + sum(strides[1:]) + strides[0]  # and the heads
     denoiser = 4 * (1 + 2 * config.network.denoiser_blocks) + 4 + 2

@@ -87,7 +87,8 @@ class Trainer:
         self.networks = Networks(config.model)
         if init is not None:
             self.networks.load_state_dict(init.networks.state_dict())
-        self.networks.to(self.device, memory_format=torch.channels_last).requires_grad_(True)
+        self.networks.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks.requires_grad_(True)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
         self.supervised_loss = SupervisedLoss(config.model.label_channels)
         self.optimizer = torch.optim.AdamW(

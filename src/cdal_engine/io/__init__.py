@@ -1,0 +1,1 @@
+"""Files in (images, slides) and results out (labels, maps, tables, outlines, overviews)."""

@@ -1,0 +1,50 @@
+"""Other colour models to RGB or grayscale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["from_cmyk", "from_palette", "inverted", "over_white"]
+
+Pixels = NDArray[Any]
+
+
+def _largest(pixels: Pixels) -> float:
+    """Full intensity: the type's largest value; for floats 1, or 255 where any is above 1."""
+    if pixels.dtype.kind in "ui":
+        return float(np.iinfo(pixels.dtype.name).max)
+    return 255.0 if pixels.size and pixels.max() > 1 else 1.0
+
+
+def _as_type(values: NDArray[Any], pixels: Pixels) -> Pixels:
+    return (np.rint(values) if pixels.dtype.kind in "ui" else values).astype(pixels.dtype)
+
+
+def over_white(pixels: Pixels) -> Pixels:
+    """Lay (H, W, C + 1) pixels, straight alpha last, over white; (H, W, C) of the same type."""
+    full = _largest(pixels)
+    colour, alpha = pixels[..., :-1].astype(np.float32), pixels[..., -1:].astype(np.float32)
+    return _as_type(full + (colour - full) * (alpha / full), pixels)
+
+
+def from_palette(indices: Pixels, palette: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Look (H, W) indices up in a TIFF palette (3, 2**bits) of 16-bit values; (H, W, 3)."""
+    colours = (palette >> 8).astype(np.uint8).T
+    return colours[np.minimum(indices.astype(np.int64), len(colours) - 1)]
+
+
+def from_cmyk(pixels: Pixels) -> Pixels:
+    """(H, W, 4) inks to (H, W, 3) light, without a colour profile."""
+    full = _largest(pixels)
+    light = 1 - pixels.astype(np.float32) / full
+    return _as_type(light[..., :3] * light[..., 3:] * full, pixels)
+
+
+def inverted(pixels: Pixels) -> Pixels:
+    """Turn intensities where 0 is white into those where 0 is black."""
+    if pixels.dtype.kind == "b":
+        return ~pixels
+    return _as_type(_largest(pixels) - pixels.astype(np.float32), pixels)

@@ -1,0 +1,167 @@
+"""run.json, failed.json and the summary built from them: what was done, and how it ended."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import CdalError
+
+__all__ = [
+    "FAILED",
+    "RUN",
+    "is_results_folder",
+    "read_run",
+    "unwritable",
+    "write_aside",
+    "write_failure",
+    "write_json",
+    "write_summary",
+]
+
+RUN = "run.json"
+FAILED = "failed.json"
+SUMMARY = "summary.csv"
+_MARK = (
+    "napari-cdal"  # a key of every record, so that other programs' run.json are not taken for ours
+)
+
+Record = dict[str, Any]
+
+
+def unwritable(error: OSError, path: Path) -> CdalError:
+    """What to raise when results cannot be written."""
+    return CdalError(
+        f"cannot write results here: {error.strerror or error}",
+        "check space and rights, or choose another folder with -o",
+        path,
+    )
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file whole: aside first, then renamed."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: Record) -> None:
+    """Write a record, marked as ours."""
+    text = json.dumps({_MARK: record.get("version", ""), **record}, indent=2, allow_nan=False)
+    write_aside(path, (text + "\n").encode())
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and _MARK in record else None
+
+
+def read_run(folder: Path, finished: bool = True) -> Record | None:
+    """Return what run.json in `folder` says; None if there is none of ours.
+
+    Parameters
+    ----------
+    folder : Path
+    finished : bool
+        Only if all results had been written.
+    """
+    record = _read(folder / RUN)
+    return record if record is not None and (record.get("finished") or not finished) else None
+
+
+def is_results_folder(folder: Path) -> bool:
+    """Whether `folder` holds results of ours, which are never input."""
+    return any(_read(folder / name) is not None for name in (RUN, FAILED))
+
+
+def write_failure(folder: Path, path: Path, error: CdalError) -> None:
+    """Record why an input failed; earlier results of it stay as they are.
+
+    Raises
+    ------
+    CdalError
+        If that cannot be written either.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"input": {"path": str(path)}, "error": error.reason, "remedy": error.remedy}
+        write_json(folder / FAILED, record)
+    except OSError as problem:
+        raise unwritable(problem, folder) from None
+
+
+def write_summary(out: Path) -> None:
+    """Write summary.csv in `out`, a line an input, from the records below it.
+
+    Raises
+    ------
+    CdalError
+        If it cannot be written.
+    """
+    rows = [_row(out, folder) for folder in _results_folders(out)]
+    aside = out / f".{SUMMARY}.tmp"
+    try:
+        with aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(aside, out / SUMMARY)
+    except OSError as error:
+        raise unwritable(error, out) from None
+
+
+_COLUMNS = (
+    "results",
+    "status",
+    "objects",
+    "area_mm2",
+    "objects_per_mm2",
+    "mpp",
+    "mpp_source",
+    "seconds",
+    "model",
+    "input",
+    "error",
+)
+
+
+def _results_folders(out: Path) -> Iterator[Path]:
+    for parent, folders, _ in os.walk(out):
+        folders[:] = sorted(name for name in folders if not name.endswith(".zarr"))
+        if is_results_folder(Path(parent)):
+            yield Path(parent)
+
+
+def _row(out: Path, folder: Path) -> Record:
+    """One line of the summary; an input that failed after it succeeded once counts as failed."""
+    row: Record = {"results": folder.relative_to(out).as_posix()}
+    failed = _read(folder / FAILED)
+    if failed is not None:
+        remedy = f" ({failed['remedy']})" if failed.get("remedy") else ""
+        error = f"{failed.get('error', '')}{remedy}"
+        return row | {"status": "failed", "error": error, "input": failed["input"]["path"]}
+    run = read_run(folder)
+    if run is None:
+        return row | {"status": "interrupted"}
+    area = run["counts"]["area_mm2"]
+    return row | {
+        "status": "done",
+        "objects": run["counts"]["objects"],
+        "area_mm2": "" if area is None else f"{area:.6g}",
+        "objects_per_mm2": f"{run['counts']['objects'] / area:.6g}" if area else "",
+        "mpp": "" if run["mpp"] is None else f"{run['mpp']:.6g}",
+        "mpp_source": run["mpp_source"],
+        "seconds": f"{sum(run['seconds'].values()):.3f}",
+        "model": run["model"]["name"],
+        "input": run["input"]["path"],
+    }

@@ -1,0 +1,191 @@
+"""The results folder of one input: written aside, then moved into place, run.json last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from ..errors import CdalError
+from .records import FAILED, RUN, read_run, unwritable, write_json
+from .source import Source
+
+if TYPE_CHECKING:
+    from ..segmenter import Segmentation
+
+__all__ = ["ResultsFolder"]
+
+_LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
+_ASIDE = ".cdal-writing"
+
+
+class ResultsFolder:
+    """Where the results of one input go.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if needed. Files in it that are not from an earlier run of ours are never replaced.
+
+    Raises
+    ------
+    CdalError
+        If it cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._aside = folder / _ASIDE
+        try:
+            self._aside.mkdir(parents=True, exist_ok=True)
+            self._discard()
+            self._aside.mkdir()
+        except OSError as error:
+            raise unwritable(error, folder) from None
+
+    def write(
+        self,
+        source: Source,
+        image: NDArray[np.generic],
+        result: Segmentation,
+        mpp: float | None,
+        save: tuple[str, ...],
+    ) -> None:
+        """Write what is asked for aside.
+
+        Parameters
+        ----------
+        source : Source
+        image : ndarray
+            Its pixels.
+        result : Segmentation
+        mpp : float or None
+            Micrometres per pixel of `image`.
+        save : tuple of str
+            Any of labels, probability, uncertainty, attention, samples, table, geojson, overview.
+
+        Raises
+        ------
+        CdalError
+            If the disk is full or not to be written on.
+        """
+        try:
+            self._write(source, image, result, mpp, save)
+        except OSError as error:
+            raise unwritable(error, self.folder) from None
+
+    def publish(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Move what was written into place and write run.json; return what it records.
+
+        Raises
+        ------
+        CdalError
+            If a file that is not ours is in the way, or the disk does not take it.
+        """
+        names = sorted(path.name for path in self._aside.iterdir())
+        before = read_run(self.folder, finished=False)
+        ours = set() if before is None else {RUN, *before.get("files", ())}
+        foreign = [n for n in [*names, RUN] if (self.folder / n).exists() and n not in ours]
+        if foreign:
+            raise CdalError(
+                f"the results folder holds {', '.join(foreign)}, which cdal did not write",
+                "move it away, or choose another folder with -o",
+                self.folder,
+            )
+        record = record | {"files": names}
+        try:
+            # From here to the end run.json says that the files do not belong together yet.
+            old = ours - {RUN}
+            interim = {"finished": False, "files": sorted(old | set(names))}
+            write_json(self.folder / RUN, record | interim)
+            for name in sorted(old):
+                _remove(self.folder / name)
+            for name in names:
+                os.replace(self._aside / name, self.folder / name)
+            write_json(self.folder / RUN, record | {"finished": True})
+            (self.folder / FAILED).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(error, self.folder) from None
+        finally:
+            self._discard()
+        return record | {"finished": True}
+
+    def __enter__(self) -> ResultsFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _write(
+        self,
+        source: Source,
+        image: NDArray[np.generic],
+        result: Segmentation,
+        mpp: float | None,
+        save: tuple[str, ...],
+    ) -> None:
+        folder = self._aside
+        spacing = result.mpp
+        offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
+        if "labels" in save:
+            if source.kind == "slide" or result.labels.size > _LARGE:
+                from .ome_zarr import write_labels
+
+                write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
+            else:
+                _write_tiff(folder / "labels.tif", result.labels, spacing)
+        maps = _maps(result, save)
+        if maps:
+            from .ome_zarr import write_maps
+
+            write_maps(folder / "maps.ome.zarr", maps, spacing, offset)
+        if "table" in save:
+            from .tables import object_table, write_table
+
+            write_table(folder, object_table(result, mpp))
+        if "geojson" in save:
+            from .geojson import write_geojson
+
+            write_geojson(folder / "objects.geojson", result, source.path.name, mpp)
+        if "overview" in save:
+            from .overview import write_overview
+
+            write_overview(folder / "overview.png", image, result, mpp)
+
+
+def _maps(result: Segmentation, save: tuple[str, ...]) -> dict[str, NDArray[np.floating]]:
+    """The float maps asked for, each with its channel's name."""
+    maps: dict[str, NDArray[np.floating]] = {}
+    if "probability" in save:
+        many = len(result.probability) > 1
+        for i, probability in enumerate(result.probability, 1):
+            maps[f"probability {i}" if many else "probability"] = probability
+    if "uncertainty" in save:
+        maps |= {"uncertainty": result.uncertainty, "deviation": result.deviation}
+    if "attention" in save and result.attention is not None:
+        maps["attention"] = result.attention
+    if "samples" in save and result.samples is not None:
+        maps |= {f"sample {i}": sample for i, sample in enumerate(result.samples, 1)}
+    return maps
+
+
+def _write_tiff(path: Path, labels: NDArray[np.uint32], mpp: float | None) -> None:
+    """Write labels as a compressed TIFF, with their resolution where it is known."""
+    resolution = None if mpp is None else (1e4 / mpp, 1e4 / mpp)
+    unit = None if mpp is None else tifffile.RESUNIT.CENTIMETER
+    tifffile.imwrite(path, labels, compression="zlib", resolution=resolution, resolutionunit=unit)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""`cdal train`, `evaluate`, `models`, `doctor` and `demo`, and what the command loads."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from skimage.draw import disk
+
+from cdal_engine.weights import DEFAULT, available
+
+CONFIG = """
+model:
+  network: {widths: [8, 12], denoiser_width: 12, denoiser_blocks: 1, detail_width: 8,
+            latent_dim: 4, discriminator_widths: [8, 8, 8]}
+  diffusion: {steps: 2}
+batch_size: 1
+crop: 64
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three images of disks with instance labels."""
+    folder = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for n in range(3):
+        labels = np.zeros((80, 80), np.uint16)
+        for i in range(1, 6):
+            labels[disk(rng.uniform(5, 75, 2), rng.uniform(6, 10), shape=labels.shape)] = i
+        image = np.where(labels[..., None] > 0, (90, 50, 130), (230, 190, 215)).astype(np.uint8)
+        Image.fromarray(image).save(folder / "images" / f"case{n}.png")
+        tifffile.imwrite(folder / "labels" / f"case{n}.tif", labels)
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; sys.argv = ['cdal', '--help']\n"
+    code += "from cdal_engine.cli import main\ntry: main()\n"
+    code += "except SystemExit: print(sorted({'torch', 'monai', 'zarr'} & sys.modules.keys()))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert "segment" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_train_then_evaluate_then_segment(cdal: Callable, data: Path) -> None:
+    ended = cdal("train", data, "-o", "run", "--config", data / "config.yaml", "--steps", 3)
+    assert ended.code == 0, ended
+    assert "2 training and 1 validation images" in ended.out
+    names = {p.name for p in Path("run").iterdir()}
+    assert {"best", "last", "metrics.csv", "curves.png", "checkpoint.pt", "config.yaml"} <= names
+    again = cdal("train", data, "-o", "run", "--resume", "--steps", 3)
+    assert again.code in (0, 2)
+    other = cdal("train", data, "-o", "run", "--config", data / "config.yaml")
+    assert other.code == 2
+    assert "not empty" in other.err
+    ended = cdal("evaluate", data, "--model", "run/best", "--samples", 2, "-o", "scores.json")
+    assert ended.code == 0, ended
+    report = json.loads(Path("scores.json").read_text())
+    assert set(report["sampled"]["images"]) == {"case0", "case1", "case2"}
+    assert {"dice", "iou", "aji", "pq", "ece", "pairwise_dice"} <= report["sampled"]["mean"].keys()
+    assert "supervised" in ended.out
+    ended = cdal("segment", data / "images" / "case0.png", "--model", "run/best")
+    assert ended.code == 0, ended
+
+
+def test_labels_that_do_not_match_their_images(cdal: Callable, data: Path) -> None:
+    (data / "labels" / "case1.tif").rename(data / "labels" / "other.tif")
+    ended = cdal("train", data, "-o", "run")
+    assert ended.code == 2
+    assert "without partner: case1, other" in ended.err
+    assert not Path("run").exists()
+    assert cdal("evaluate", data, "--model", DEFAULT).code == 2
+
+
+def test_a_config_with_a_typing_error_names_the_key(cdal: Callable, data: Path) -> None:
+    (data / "config.yaml").write_text("batchsize: 3\n")
+    ended = cdal("train", data, "-o", "run", "--config", data / "config.yaml")
+    assert ended.code == 2
+    assert "batchsize" in ended.err
+
+
+def test_models(cdal: Callable, tiny_model: Path) -> None:
+    listed = cdal("models", "list").out
+    for name in available():
+        assert name in listed
+    assert "CC BY-NC-SA 4.0" in listed
+    assert Path(cdal("models", "path", DEFAULT).out.strip()) == available()[DEFAULT]
+    info = cdal("models", "info", DEFAULT).out
+    assert "MoNuSeg" in info
+    assert "0.25 µm/px" in info
+    assert "not stated" in cdal("models", "info", tiny_model).out
+    assert cdal("models", "info", "absent").code == 2
+
+
+def test_shipped_models_are_small_and_licensed() -> None:
+    for folder in available().values():
+        assert (folder / "model.safetensors").stat().st_size <= 15e6
+        assert "Licence:" in (folder / "CARD.md").read_text("utf-8")
+
+
+def test_doctor(cdal: Callable, tmp_path: Path) -> None:
+    ended = cdal("doctor")
+    assert ended.code == 0
+    assert "torch" in ended.out
+    assert DEFAULT in ended.out
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png", dpi=(50800, 50800))
+    ended = cdal("doctor", tmp_path / "a.png")
+    assert "30 x 20" in ended.out
+    assert "0.5 µm per pixel (resolution tag)" in ended.out
+    ended = cdal("doctor", tmp_path / "absent.png")
+    assert ended.code == 2
+    assert "absent.png" in ended.err
+
+
+@pytest.mark.slow
+def test_demo_finds_the_nuclei(cdal: Callable) -> None:
+    ended = cdal("demo", "-o", "out", "--device", "cpu")
+    assert ended.code == 0, ended
+    labels = tifffile.imread("out/labels.tif")
+    assert 100 < labels.max() < 600
+    assert f"{labels.max()} nuclei" in ended.out
+    names = {"labels.tif", "maps.ome.zarr", "objects.csv", "objects.geojson", "overview.png"}
+    assert names <= {p.name for p in Path("out").iterdir()}
+    assert cdal("demo", "-o", "out", "--device", "cpu").code == 0  # its own results are replaced

@@ -1,0 +1,271 @@
+"""Results out: exact outlines, grids and units, and folders in which nothing is lost or mixed."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from ome_zarr_models.v05 import Image as OmeImage
+from PIL import Image
+from skimage.draw import polygon2mask
+
+from cdal_engine.errors import CdalError
+from cdal_engine.io.geojson import outline
+from cdal_engine.io.ome_zarr import write_labels, write_maps
+from cdal_engine.io.records import (
+    FAILED,
+    RUN,
+    read_run,
+    write_failure,
+    write_json,
+    write_summary,
+)
+from cdal_engine.io.results import ResultsFolder
+from cdal_engine.io.source import Source
+from cdal_engine.model import Model
+from cdal_engine.samples import he_path
+from cdal_engine.segmenter import Segmentation, Segmenter
+
+IMAGE = np.asarray(Image.open(he_path()))[200:270, 250:340]
+ALL = ("labels", "probability", "uncertainty", "attention", "samples", "table", "geojson")
+ALL += ("overview",)
+
+
+def shoelace(ring: list[list[float]]) -> float:
+    x, y = np.array(ring).T
+    return abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(npst.arrays(bool, npst.array_shapes(min_dims=2, max_dims=2, max_side=12)))
+def test_outlines_follow_the_pixels_exactly(mask: np.ndarray) -> None:
+    polygons = outline(mask)
+    area = sum(shoelace(rings[0]) - sum(map(shoelace, rings[1:])) for rings in polygons)
+    assert area == mask.sum()
+    drawn = np.zeros(mask.shape, bool)
+    for rings in polygons:
+        for ring in rings:
+            assert ring[0] == ring[-1]
+            # Pixel centres at +0.5: a centre is inside exactly if its pixel is.
+            drawn ^= polygon2mask(mask.shape, np.array(ring)[:, ::-1] - 0.5)
+    assert np.array_equal(drawn, mask)
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model: Path) -> Segmentation:
+    segmenter = Segmenter(Model.load(tiny_model), "cpu")
+    return segmenter.segment(IMAGE, samples=2, keep_samples=True)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    path = tmp_path / "in.png"
+    Image.fromarray(IMAGE).save(path)
+    return Source(path, "image", "test", (70, 90), 0.25, "test", None, 1, lambda: IMAGE)
+
+
+def record(**more: object) -> dict:
+    return {
+        "input": {"path": "in.png"},
+        "model": {"name": "tiny"},
+        "mpp": 0.25,
+        "mpp_source": "test",
+        "counts": {"objects": 3, "area_mm2": 0.5},
+        "seconds": {"read": 1.0, "model": 2.0},
+    } | more
+
+
+def publish(folder: Path, source: Source, result: Segmentation, save: tuple[str, ...]) -> None:
+    with ResultsFolder(folder) as results:
+        results.write(source, IMAGE, result, 0.25, save)
+        results.publish(record())
+
+
+def summary(folder: Path) -> list[dict[str, str]]:
+    with (folder / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_file_of_an_image(tmp_path: Path, source: Source, result: Segmentation) -> None:
+    folder = tmp_path / "out"
+    publish(folder, source, result, ALL)
+    names = {"labels.tif", "maps.ome.zarr", "objects.parquet", "objects.csv", "objects.geojson"}
+    assert {p.name for p in folder.iterdir()} == names | {"overview.png", RUN}
+    with tifffile.TiffFile(folder / "labels.tif") as tiff:
+        assert np.array_equal(tiff.asarray(), result.labels)
+        assert tiff.pages[0].resolution == pytest.approx((40000, 40000))
+    maps = OmeImage.from_zarr(zarr.open_group(folder / "maps.ome.zarr", mode="r"))
+    channels = [c["label"] for c in maps.attributes.ome.omero["channels"]]
+    assert channels[:4] == ["probability", "uncertainty", "deviation", "attention"]
+    data = zarr.open_group(folder / "maps.ome.zarr", mode="r")["s0"][:]
+    assert data.shape == (6, 70, 90)
+    assert np.array_equal(data[0], result.probability[0])
+    with Image.open(folder / "overview.png") as picture:
+        assert picture.size[0] >= 90
+
+
+def test_table_and_outlines_tell_the_same(
+    tmp_path: Path, source: Source, result: Segmentation
+) -> None:
+    publish(tmp_path / "out", source, result, ("table", "geojson"))
+    table = pq.read_table(tmp_path / "out" / "objects.parquet").to_pydict()
+    features = json.loads((tmp_path / "out" / "objects.geojson").read_text())["features"]
+    assert len(table["label"]) == len(features) > 3
+    with (tmp_path / "out" / "objects.csv").open() as file:
+        assert [int(row["label"]) for row in csv.DictReader(file)] == table["label"]
+    for i, feature in enumerate(features):
+        shape = feature["geometry"]["coordinates"]
+        polygons = [shape] if feature["geometry"]["type"] == "Polygon" else shape
+        area = sum(shoelace(rings[0]) - sum(map(shoelace, rings[1:])) for rings in polygons)
+        assert area == table["area_px"][i]
+        assert table["area_um2"][i] == pytest.approx(area * 0.25**2)
+        points = np.concatenate([np.array(rings[0]) for rings in polygons])
+        box = [table[name][i] for name in ("x0", "y0", "x1", "y1")]
+        assert [*points.min(0), *points.max(0)] == box
+        assert box[0] <= table["x"][i] <= box[2]
+        assert table["x_um"][i] == pytest.approx(table["x"][i] * 0.25)
+    assert len({feature["id"] for feature in features}) == len(features)
+
+
+def test_a_slides_table_is_in_its_own_pixels(tiny_model: Path, tmp_path: Path) -> None:
+    """The grid is the model's, half as wide; coordinates and areas are the slide's."""
+    segmenter = Segmenter(Model.load(tiny_model), "cpu")
+    on_image, on_grid = (
+        segmenter.segment(IMAGE, mpp=0.5, samples=1, on_model_grid=grid) for grid in (False, True)
+    )
+    assert on_grid.labels.shape == (140, 180)
+    assert (on_grid.mpp, on_grid.pixel) == (0.25, 0.5)
+    assert (on_image.mpp, on_image.pixel) == (0.5, 1.0)
+    source = Source(tmp_path / "a.svs", "slide", "", (70, 90), 0.5, "", None, 1, lambda: IMAGE)
+    with ResultsFolder(tmp_path / "out") as results:
+        results.write(source, IMAGE, on_grid, 0.5, ("labels", "probability", "table", "geojson"))
+        results.publish(record())
+    table = pq.read_table(tmp_path / "out" / "objects.parquet").to_pydict()
+    assert max(table["x1"]) <= 90
+    assert max(table["y1"]) <= 70
+    assert sum(table["area_um2"]) == pytest.approx((on_grid.labels > 0).sum() * 0.25**2)
+    features = json.loads((tmp_path / "out" / "objects.geojson").read_text())["features"]
+    first = features[0]["geometry"]["coordinates"][0]
+    assert np.array(first).min(0).tolist() == [table["x0"][0], table["y0"][0]]
+    group = zarr.open_group(tmp_path / "out" / "labels.ome.zarr", mode="r")
+    assert np.array_equal(group["s0"][:], on_grid.labels)
+    scale, translation = _transformations(group)[0]
+    assert scale == [0.25, 0.25]
+    assert translation == pytest.approx([-0.125, -0.125])  # of its centre from the slide's
+
+
+def _transformations(group: zarr.Group) -> list[list[list[float]]]:
+    datasets = group.attrs["ome"]["multiscales"][0]["datasets"]
+    return [[t[t["type"]] for t in dataset["coordinateTransformations"]] for dataset in datasets]
+
+
+@given(st.integers(1, 3000), st.integers(1, 40))
+@settings(max_examples=10, deadline=None)
+def test_pyramids_keep_ids_and_place(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int
+) -> None:
+    folder = tmp_path_factory.mktemp("pyramid")
+    labels = np.arange(height * width, dtype=np.uint32).reshape(height, width) + 2**31
+    write_labels(folder / "labels", labels, 0.25, 0.0)
+    write_maps(folder / "maps", {"y": np.mgrid[:height, :width][0].astype(np.float32)}, 0.25, 0.0)
+    for name in ("labels", "maps"):
+        group = zarr.open_group(folder / name, mode="r")
+        OmeImage.from_zarr(group)
+        for level, (scale, translation) in enumerate(_transformations(group)):
+            data = group[f"s{level}"][:]
+            row = min(1, data.shape[-2] - 1)
+            y = row * scale[-2] + translation[-2]  # where the metadata put this row, in µm
+            if name == "labels":
+                assert data[row, 0] == labels[round(y / 0.25), 0]
+            elif (row + 1) * 2**level <= height:
+                assert data[0, row, 0] * 0.25 == pytest.approx(y)
+
+
+def test_earlier_files_of_ours_go_and_the_users_stay(
+    tmp_path: Path, source: Source, result: Segmentation
+) -> None:
+    folder = tmp_path / "out"
+    publish(folder, source, result, ALL)
+    (folder / "notes.txt").write_text("mine")
+    publish(folder, source, result, ("table",))
+    names = {"objects.parquet", "objects.csv", "notes.txt", RUN}
+    assert {p.name for p in folder.iterdir()} == names
+    assert read_run(folder)["files"] == ["objects.csv", "objects.parquet"]
+
+
+@pytest.mark.parametrize("name", ["labels.tif", RUN])
+def test_a_users_file_is_never_replaced(
+    tmp_path: Path, source: Source, result: Segmentation, name: str
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(CdalError, match=rf"{name}.*did not write"):
+        publish(folder, source, result, ALL)
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {name: "mine"}
+
+
+def test_results_that_were_being_moved_do_not_count(
+    tmp_path: Path, source: Source, result: Segmentation
+) -> None:
+    folder = tmp_path / "out"
+    publish(folder, source, result, ("table",))
+    interrupted = json.loads((folder / RUN).read_text()) | {"finished": False}
+    write_json(folder / RUN, interrupted)
+    assert read_run(folder) is None
+    write_summary(tmp_path)
+    assert "interrupted" in (tmp_path / "summary.csv").read_text()
+    publish(folder, source, result, ("labels",))  # and the next run takes them over
+    assert {p.name for p in folder.iterdir()} == {"labels.tif", RUN}
+
+
+def test_what_was_not_published_leaves_nothing(
+    tmp_path: Path, source: Source, result: Segmentation
+) -> None:
+    with ResultsFolder(tmp_path / "out") as results:
+        results.write(source, IMAGE, result, 0.25, ALL)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_failures_stand_in_the_summary_until_they_are_mended(
+    tmp_path: Path, source: Source, result: Segmentation
+) -> None:
+    write_failure(tmp_path / "out", source.path, CdalError("bad, really", "mend it"))
+    write_summary(tmp_path)
+    (row,) = summary(tmp_path)
+    assert (row["results"], row["status"]) == ("out", "failed")
+    assert row["error"] == "bad, really (mend it)"
+    publish(tmp_path / "out", source, result, ("table",))
+    assert not (tmp_path / "out" / FAILED).exists()
+    write_summary(tmp_path)
+    (row,) = summary(tmp_path)
+    assert (row["status"], row["objects"], row["objects_per_mm2"]) == ("done", "3", "6")
+
+
+def test_one_sample_has_no_agreement(tmp_path: Path, source: Source, tiny_model: Path) -> None:
+    one = Segmenter(Model.load(tiny_model), "cpu").segment(IMAGE, samples=1)
+    publish(tmp_path / "out", source, one, ALL)
+    table = pq.read_table(tmp_path / "out" / "objects.parquet")
+    assert table["agreement"].null_count == table.num_rows > 0
+    text = (tmp_path / "out" / "objects.geojson").read_bytes()
+    assert "agreement" not in orjson.loads(text)["features"][0]["properties"]["measurements"]
+
+
+def test_nothing_found_is_a_result(tmp_path: Path, source: Source, result: Segmentation) -> None:
+    nothing = replace(
+        result,
+        labels=np.zeros_like(result.labels),
+        objects={name: column[:0] for name, column in result.objects.items()},
+    )
+    publish(tmp_path / "out", source, nothing, ALL)
+    assert orjson.loads((tmp_path / "out" / "objects.geojson").read_bytes())["features"] == []
+    assert pq.read_table(tmp_path / "out" / "objects.parquet").num_rows == 0
