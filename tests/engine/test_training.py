@@ -225,7 +225,7 @@ def test_every_unusable_pair_is_named_at_once(tmp_path: Path) -> None:
         "takes RGB",
         "one integer a pixel",
         "one id per object",
-        "cannot be decoded",
+        "holds no PNG, JPEG or TIFF",
     ):
         assert words in str(caught.value)
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
 from ..errors import CdalError
+from ..io.discovery import open_source
 from ..preparation import grid_scale, prepare, resample
 
-__all__ = ["Pair", "find_pairs", "load_for_training", "read_array", "split"]
+__all__ = ["Pair", "find_pairs", "load_for_training", "read_pair", "split"]
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")  # else each file is taken for a patient of its own
@@ -43,21 +44,29 @@ class Pair:
         return match.group() if match else self.stem
 
 
-def read_array(path: Path) -> NDArray[np.generic]:
-    """Read a PNG, TIFF or JPEG as it is: (H, W) or (H, W, C).
+def _read_labels(path: Path) -> NDArray[np.integer]:
+    """Read a label file as it is, palette indices included: (H, W) integers.
 
     Raises
     ------
     CdalError
-        If it cannot be decoded.
+        If it cannot be decoded or is no label map.
     """
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
-            return np.asarray(tifffile.imread(path))
-        with Image.open(path) as image:
-            return np.asarray(image)
+            labels = np.asarray(tifffile.imread(path))
+        else:
+            with Image.open(path) as image:
+                labels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, tifffile.TiffFileError) as error:
         raise CdalError(f"cannot be decoded: {error}", "replace the file", path) from None
+    if labels.ndim != 2 or labels.dtype.kind not in "bui":
+        raise CdalError(
+            f"labels must be one integer a pixel, got {labels.dtype} of shape {labels.shape}",
+            "save them as 8-bit or 16-bit grayscale",
+            path,
+        )
+    return labels
 
 
 def find_pairs(folder: Path) -> list[Pair]:
@@ -165,8 +174,7 @@ def load_for_training(
     scale = grid_scale(mpp, model.image)
     for pair in pairs:
         try:
-            image, labels = read_array(pair.image), read_array(pair.label)
-            _check(image, labels, model)
+            image, labels = read_pair(pair, model)
             x = prepare(image, model.image)
         except CdalError as error:
             problems.append(str(error.at(pair.image)))
@@ -181,9 +189,15 @@ def load_for_training(
     return loaded
 
 
-def _check(image: NDArray[np.generic], labels: NDArray[np.generic], model: ModelConfig) -> None:
-    if labels.ndim != 2 or labels.dtype.kind not in "bui":
-        raise CdalError(f"labels must be one integer a pixel, got {labels.shape} {labels.dtype}")
+def read_pair(pair: Pair, model: ModelConfig) -> tuple[NDArray[np.generic], NDArray[np.integer]]:
+    """Read an image and its labels, checked against each other and the model's target.
+
+    Raises
+    ------
+    CdalError
+        If either cannot be read, or they do not fit.
+    """
+    image, labels = open_source(pair.image).read(), _read_labels(pair.label)
     if labels.shape != image.shape[:2]:
         raise CdalError(f"image {image.shape[:2]} and label {labels.shape} differ in size")
     if model.target == "nuclei" and labels.any() and len(np.unique(labels)) == 2:
@@ -196,6 +210,7 @@ def _check(image: NDArray[np.generic], labels: NDArray[np.generic], model: Model
             f"class id {labels.max()} with {len(model.classes)} classes configured",
             "name every class in `model.classes`",
         )
+    return image, labels
 
 
 def _nearest(labels: Tensor, scale: float, size: tuple[int, int]) -> Tensor:

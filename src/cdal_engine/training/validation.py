@@ -11,7 +11,7 @@ from .. import metrics
 from ..config import ModelConfig
 from ..errors import CdalError
 from ..segmenter import Segmentation, Segmenter
-from .dataset import Pair, read_array
+from .dataset import Pair, read_pair
 
 __all__ = ["evaluate", "mean_of", "score"]
 
@@ -78,8 +78,9 @@ def evaluate(
     scores = {}
     for pair in pairs:
         try:
+            image, labels = read_pair(pair, segmenter.model.config)
             result = segmenter.segment(
-                read_array(pair.image),
+                image,
                 mpp=mpp,
                 samples=samples,
                 steps=steps,
@@ -89,8 +90,7 @@ def evaluate(
             )
         except CdalError as error:
             raise error.at(pair.image) from None
-        labels = np.asarray(read_array(pair.label)).astype(np.int64)
-        scores[pair.stem] = score(result, labels, segmenter.model.config)
+        scores[pair.stem] = score(result, labels.astype(np.int64), segmenter.model.config)
         if on_image is not None:
             on_image(pair.stem, scores[pair.stem])
     return scores
