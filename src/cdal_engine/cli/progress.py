@@ -1,6 +1,6 @@
 """Progress on the terminal: bars with rate and time left, and plain lines where there is none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -74,8 +75,16 @@ def bars(total: int) -> Iterator[Bars]:
 
 
 @contextmanager
-def single_bar(description: str, total: float) -> Iterator[Progress]:
-    """Show one bar, task 0, while the context lasts."""
-    with Progress(*_columns(), console=console, transient=True) as progress:
-        progress.add_task(description, total=total)
-        yield progress
+def share_bar(description: str) -> Iterator[Callable[[str, float], None]]:
+    """Show one bar in per cent; yields what updates its description and share done, 0 to 1."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(description, total=1.0)
+        yield lambda text, share: progress.update(task, description=text, completed=share)

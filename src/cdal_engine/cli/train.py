@@ -8,7 +8,7 @@ import typer
 
 from ..errors import CdalError
 from . import options
-from .progress import console, single_bar
+from .progress import console, share_bar
 
 
 def train(
@@ -51,11 +51,13 @@ def train(
     pairs = split(find_pairs(data), settings)
     typer.echo(f"{len(pairs[0])} training and {len(pairs[1])} validation images; run: {run}")
     trainer = Trainer(settings, pairs, run, device, resume, start)
-    with single_bar("training", 1.0) as bar:
+    with share_bar("training") as update:
 
         def report(row: dict[str, float]) -> None:
             loss = row.get("reconstruction", float("nan"))
-            bar.update(bar.task_ids[0], completed=row["progress"], description=f"loss {loss:.3f}")
+            rate = row["seconds"] / row["step"]
+            text = f"step {row['step']:.0f}, {rate:.2f} s each, loss {loss:.3f}"
+            update(text, row["progress"])
             if "dice" in row:
                 scores = ", ".join(f"{k} {row[k]:.3f}" for k in ("dice", "aji", "pq") if k in row)
                 console.print(f"step {row['step']:.0f}, validation: {scores}")
