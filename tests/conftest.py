@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test measures time, neither of an example nor of making examples, however busy the machine.
+settings.register_profile("cdal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cdal")
 
 TESTS = Path(__file__).parent
 GUI_MODULES = frozenset({"magicgui", "napari", "npe2", "qtpy", "superqt", "vispy"})

@@ -167,7 +167,7 @@ def whole(kind: str, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["png", "jpg", "tif"]), st.floats(0, 0.999))
 def test_truncated_files_are_never_read_as_whole(
     tmp_path_factory: pytest.TempPathFactory, kind: str, part: float

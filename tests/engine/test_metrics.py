@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -32,13 +32,11 @@ def aji_by_loops(prediction: np.ndarray, truth: np.ndarray) -> float:
     return inter / union if union else 1.0
 
 
-@settings(deadline=None)
 @given(LABELS, LABELS)
 def test_aji_is_kumars(prediction: np.ndarray, truth: np.ndarray) -> None:
     assert metrics.aji(prediction, truth) == pytest.approx(aji_by_loops(prediction, truth))
 
 
-@settings(deadline=None)
 @given(LABELS, LABELS)
 def test_panoptic_quality_by_definition(prediction: np.ndarray, truth: np.ndarray) -> None:
     ious = []

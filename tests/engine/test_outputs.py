@@ -45,7 +45,7 @@ def shoelace(ring: list[list[float]]) -> float:
     return abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(npst.arrays(bool, npst.array_shapes(min_dims=2, max_dims=2, max_side=12)))
 def test_outlines_follow_the_pixels_exactly(mask: np.ndarray) -> None:
     polygons = outline(mask)
@@ -169,7 +169,7 @@ def _transformations(group: zarr.Group) -> list[list[list[float]]]:
 
 
 @given(st.integers(1, 3000), st.integers(1, 40))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_pyramids_keep_ids_and_place(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int
 ) -> None:

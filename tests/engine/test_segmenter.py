@@ -93,7 +93,7 @@ def test_other_resolutions_come_back_on_the_images_grid(segmenter: Segmenter, mp
     assert result.mpp == mpp
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     st.sampled_from(["uint8", "uint16", "float32", "float64", "bool"]),
     st.integers(1, 40),

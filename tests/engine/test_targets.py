@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from skimage.draw import disk
@@ -86,7 +86,6 @@ def test_a_speck_without_interior_is_still_found() -> None:
     assert (labels > 0).sum() == 25
 
 
-@settings(deadline=None)
 @given(
     arrays(np.uint32, array_shapes(min_dims=2, max_dims=2, max_side=25), elements=st.integers(0, 9))
 )
@@ -104,7 +103,6 @@ def test_measurements_agree_with_scikit_image(labels: np.ndarray) -> None:
         assert table["score"][i] == pytest.approx(region.intensity_mean, rel=1e-4)
 
 
-@settings(deadline=None)
 @given(arrays(np.uint32, (15, 15), elements=st.integers(0, 5)), st.integers(0, 30))
 def test_small_objects_go_and_the_rest_keep_their_order(labels: np.ndarray, least: int) -> None:
     kept = instances.remove_small(labels, least)
