@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 Target = Literal["binary", "classes", "nuclei"]
+Width = Annotated[int, Field(ge=4)]
 MAX_STEPS = 16
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -59,12 +60,12 @@ class NetworkConfig(_Frozen):
     """Shape of the `amortized` generator and of the discriminator."""
 
     spatial_dims: Literal[2, 3] = 2
-    widths: tuple[int, ...] = (32, 64, 128, 256)  # encoder, at strides 2, 4, 8, ...
+    widths: tuple[Width, ...] = (32, 64, 128, 256)  # encoder, at strides 2, 4, 8, ...
     denoiser_width: Annotated[int, Field(ge=8)] = 48
     denoiser_blocks: Annotated[int, Field(ge=1)] = 2
     detail_width: Annotated[int, Field(ge=4)] = 24
     latent_dim: Annotated[int, Field(ge=1)] = 32
-    discriminator_widths: tuple[int, ...] = (16, 48, 96)  # at strides 2, 4, 8, ...
+    discriminator_widths: tuple[Width, ...] = (16, 48, 96)  # at strides 2, 4, 8, ...
 
     @model_validator(mode="after")
     def _deep_enough(self) -> Self:
@@ -149,7 +150,7 @@ class TrainConfig(_Frozen):
     model: ModelConfig = ModelConfig()
     losses: LossConfig = LossConfig()
     validation: tuple[str, ...] = ()  # file stems held out; empty: a fifth of the patients
-    mpp: Annotated[float, Field(gt=0)] | None = None  # of the images; None: the model's
+    mpp: Annotated[float, Field(gt=0)] | None = None  # of the images; None: the file's or model's
     steps: Annotated[int, Field(ge=1)] = 4000  # optimiser steps
     minutes: Annotated[float, Field(gt=0)] | None = None  # stop earlier after this long
     batch_size: Annotated[int, Field(ge=1)] = 4
@@ -183,8 +184,8 @@ def read_model_config(path: Path) -> ModelConfig:
 def _read(kind: type[_T], path: Path) -> _T:
     try:
         return kind.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
-    except FileNotFoundError:
-        raise CdalError("no such config file", "check the path", path) from None
+    except OSError as error:
+        raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CdalError(f"not YAML or JSON: {error}", "check its syntax", path) from None
     except ValidationError as error:

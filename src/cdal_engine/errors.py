@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["Cancelled", "CdalError"]
+__all__ = ["Cancelled", "CdalError", "printable"]
 
 
 class CdalError(Exception):
@@ -29,11 +29,16 @@ class CdalError(Exception):
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path is not None else ""
         remedy = f" ({self.remedy})" if self.remedy else ""
-        return f"{where}{self.reason}{remedy}".replace("\n", " ")
+        return printable(f"{where}{self.reason}{remedy}")
 
     def at(self, path: Path | str) -> CdalError:
         """Return the same error naming `path`, unless it names one already."""
         return self if self.path is not None else CdalError(self.reason, self.remedy, path)
+
+
+def printable(text: str) -> str:
+    """One line that any terminal and file takes: file names may hold anything."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").splitlines())
 
 
 class Cancelled(Exception):

@@ -99,7 +99,7 @@ def near_boundary(truth: Mask, width: float = 10) -> Mask:
 def calibration_error(probability: NDArray[np.floating], truth: Mask, bins: int = 15) -> float:
     """Expected calibration error of foreground probability in equal bins: Guo et al. (2017)."""
     if not probability.size:
-        return 0.0
+        return float("nan")
     index = np.minimum((probability.ravel() * bins).astype(int), bins - 1)
     count = np.bincount(index, minlength=bins)
     confidence = np.bincount(index, probability.ravel(), bins)

@@ -18,6 +18,7 @@ from .errors import CdalError
 
 __all__ = ["from_model_grid", "grid_scale", "normalise", "prepare", "resample"]
 
+_OVERSHOOT = 0.05  # beyond 0 … 1, as interpolation leaves it; clipped
 _SAME_RESOLUTION = 0.02  # closer than this, an image is taken as being at the model's resolution
 
 
@@ -88,7 +89,8 @@ def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
     """Check an image and turn it into a (C, H, W) float32 tensor.
 
     Integers and booleans are divided by their type's maximum where intensities are normalised by
-    constants; floats must then lie in 0 … 1 (or 0 … 255, told apart by their maximum).
+    constants; floats must then lie in 0 … 1 (or 0 … 255, told apart by their maximum). Integers
+    of more than 8 bits that reach only to a 16th of their range are refused.
 
     Parameters
     ----------
@@ -119,20 +121,25 @@ def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise CdalError("the image has NaN or infinite pixels", "fill or crop them first")
     if config.normalisation == "constant":
-        x = x / _largest(image)
+        x = (x / _largest(image)).clamp(0, 1)
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
 
 
 def _largest(image: NDArray[np.generic]) -> float:
-    """The value that stands for full intensity in this image's type."""
+    """The value that stands for full intensity in this image's type; nothing is guessed."""
+    low, high = float(image.min()), float(image.max())
     if image.dtype.kind == "b":
         return 1.0
     if image.dtype.kind in "ui":
-        # 12-bit and 16-bit cameras fill a 16-bit type to different heights; 8 bits are always full.
-        return float(np.iinfo(image.dtype.name).max)
-    low, high = float(image.min()), float(image.max())
-    if low < 0 or high > 255:
+        largest = float(np.iinfo(image.dtype.name).max)
+        if low < 0 or (image.dtype.itemsize > 1 and 0 < high <= largest / 16):
+            raise CdalError(
+                f"{image.dtype} intensities from {low:g} to {high:g} of {largest:g}: 12-bit data?",
+                "rescale them to the full range of 8 or 16 bits first",
+            )
+        return largest
+    if low < -_OVERSHOOT or high > 255 * (1 + _OVERSHOOT):
         raise CdalError(
             f"float intensities from {low:.4g} to {high:.4g}", "rescale them to 0 … 1 first"
         )
-    return 1.0 if high <= 1 else 255.0
+    return 1.0 if high <= 1 + _OVERSHOOT else 255.0

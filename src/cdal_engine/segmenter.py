@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from . import instances, targets
 from .config import ModelConfig
+from .device import is_out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
 from .model import Model
@@ -24,12 +25,13 @@ from .preparation import from_model_grid, grid_scale, normalise, prepare, resamp
 from .sampler import sample
 from .tiling import Tile, batches, plan
 
-__all__ = ["Progress", "Segmentation", "Segmenter", "select_device"]
+__all__ = ["Progress", "Segmentation", "Segmenter"]
 
 Progress = Callable[[int, int], bool]
 """Called with (passes done, passes in all); returning False cancels."""
 
 MAX_SAMPLES = 64
+MAX_MEGAPIXELS = 400  # on the model's grid, all in memory: about 60 bytes a pixel
 _TILE = 1024  # pixels
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 4, "mps": 4}
 
@@ -74,33 +76,6 @@ class Segmentation:
     pixel: float = 1.0
 
 
-def select_device(name: str = "auto") -> torch.device:
-    """Choose a device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-
-    Raises
-    ------
-    CdalError
-        If it is not to be had here.
-    """
-    present = {"cpu": True, "cuda": torch.cuda.is_available()}
-    present["mps"] = torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in present:
-        raise CdalError(f"unknown device {name!r}", "use auto, cpu, cuda, cuda:N or mps")
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if not present[device.type] or (device.index or 0) >= count:
-        raise CdalError(
-            f"device {name!r} is not available here",
-            "use --device auto or cpu; `cdal doctor` shows what is there",
-        )
-    return device
-
-
 @dataclass
 class _Maps:
     """Results on the model's grid, filled tile by tile."""
@@ -131,7 +106,7 @@ class Segmenter:
     model : Model
         Moved to the device.
     device : str
-        See `select_device`.
+        See `device.select_device`.
     tile : int, optional
         Edge of the tiles in pixels of the model's grid, a multiple of the network's stride.
 
@@ -196,7 +171,7 @@ class Segmenter:
         Raises
         ------
         CdalError
-            If the image or an option is not what the model takes.
+            If the image or an option is not what the model takes, or memory does not suffice.
         Cancelled
             If `progress` returned False.
         """
@@ -206,13 +181,19 @@ class Segmenter:
         samples = samples if schedule else 1
         scale = grid_scale(mpp, config.image)
         x = prepare(image, config.image)
+        _check_memory(x.shape[1] * x.shape[2] * scale**2)
         x = normalise(resample(x, scale) if scale != 1 else x, config.image)
         halo = self._halo(schedule)
         tiles = plan(self._padded(x).shape[1:], self.tile, halo)
         advance = _counter(progress, len(tiles) * (1 + (schedule.steps if schedule else 0)))
         run = _Run(samples, schedule, seed, attention and schedule is not None, advance)
-        with torch.inference_mode():
-            maps = self._fill(x, tiles, run, keep_samples)
+        try:
+            with torch.inference_mode():
+                maps = self._fill(x, tiles, run, keep_samples)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise _no_memory("there is not enough memory") from error
+            raise
         mpp = mpp or config.image.mpp
         if on_model_grid and scale != 1:
             grid = (int(x.shape[1]), int(x.shape[2]))
@@ -346,7 +327,7 @@ class Segmenter:
             )
 
         masks = each(maps.masks) > 0.5 if scale != 1 else maps.masks[:, : size[0], : size[1]]
-        labels = targets.decode(mean, config, mpp)
+        labels = targets.decode(mean, config, None if config.image.mpp is None else mpp)
         inside = targets.foreground(mean, config)
         objects = instances.measure(labels, inside.max(axis=0))
         objects["agreement"] = instances.agreement(labels, objects, masks)
@@ -365,6 +346,19 @@ class Segmenter:
             mpp=mpp,
             pixel=pixel,
             seconds=time.perf_counter() - start,
+        )
+
+
+def _no_memory(reason: str) -> CdalError:
+    return CdalError(reason, "crop the image, take fewer samples, or correct --mpp if it is wrong")
+
+
+def _check_memory(pixels: float) -> None:
+    """Refuse what would not fit, before memory is taken."""
+    if pixels > MAX_MEGAPIXELS * 1e6:
+        raise _no_memory(
+            f"{pixels / 1e6:.0f} megapixels at the model's resolution; up to {MAX_MEGAPIXELS} "
+            "are segmented at once so far"
         )
 
 

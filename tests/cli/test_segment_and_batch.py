@@ -220,9 +220,9 @@ def test_dry_run_lists_and_writes_nothing(cdal: Callable, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"")
     ended = cdal("batch", folder, "--dry-run")
     assert ended.code == 1
-    assert f"{folder / 'a.png'}: image, 120 x 96, resolution unknown" in ended.out
-    assert f"{Path('more', 'b.tif')}: image, 120 x 96, 0.5 µm/px" in ended.out
-    assert "3 inputs, 1 would fail" in ended.out
+    assert f"{folder / 'a.png'}: image, 120 x 96, 0.25 µm/px (assumed" in ended.out
+    assert f"{Path('more', 'b.tif')}: image, 120 x 96, 0.5 µm/px (resolution tag" in ended.out
+    assert "3 inputs, 0 finished before, 1 would fail" in ended.out
     assert not (folder / "cdal-out").exists()
 
 
@@ -262,3 +262,64 @@ def test_a_corrupt_model_is_named(
     ended = cdal("segment", folder / "a.png", "--model", broken)
     assert ended.code == 2
     assert f"{weights}: not a sound safetensors file" in ended.err
+
+
+def test_another_image_of_the_same_name_is_not_replaced(
+    cdal: Callable, folder: Path, tiny_model: Path
+) -> None:
+    Image.fromarray(TILE[::-1]).save(folder / "more" / "a.png")
+    arguments = ("--model", tiny_model, "--samples", 1)
+    cdal("segment", folder / "a.png", *arguments)
+    first = contents(Path("cdal-out"))
+    ended = cdal("segment", folder / "more" / "a.png", *arguments)
+    assert ended.code == 1
+    assert f"the results of {folder / 'a.png'} lie in" in ended.err
+    assert {k: v for k, v in contents(Path("cdal-out")).items() if "failed" not in k} == first
+    assert cdal("segment", folder / "more" / "a.png", *arguments, "--restart").code == 0
+    # A folder that was moved keeps its results.
+    cdal("batch", folder, *arguments)
+    folder.rename(folder.with_name("moved"))
+    ended = cdal("batch", folder.with_name("moved"), *arguments)
+    assert "0 segmented, 3 finished before" in ended.out
+
+
+def test_saving_more_keeps_what_is_there(cdal: Callable, folder: Path, tiny_model: Path) -> None:
+    arguments = ("segment", folder / "a.png", "--model", tiny_model, "--samples", 1)
+    cdal(*arguments)
+    assert "1 segmented" in cdal(*arguments, "--save", "probability").out
+    out = Path("cdal-out/a.png")
+    assert {p.name for p in out.iterdir()} == FILES | {"run.json", "maps.ome.zarr"}
+    assert "1 finished before" in cdal(*arguments).out
+    (out / "labels.tif").unlink()
+    assert "1 segmented" in cdal(*arguments).out
+    # Another seed is another answer: nothing of the first stays.
+    assert "1 segmented" in cdal(*arguments, "--save", "table", "--seed", 1).out
+    assert {p.name for p in out.iterdir()} == {"run.json", "objects.csv", "objects.parquet"}
+
+
+def test_a_failure_is_forgotten_once_the_input_is_done(
+    cdal: Callable, folder: Path, tiny_model: Path
+) -> None:
+    arguments = ("segment", folder / "a.png", "--model", tiny_model, "--samples", 1)
+    cdal(*arguments)
+    assert cdal(*arguments, "--mpp", 100).code == 1  # too large at the model's resolution
+    assert rows(Path("cdal-out"))["a.png"]["status"] == "failed"
+    assert cdal(*arguments).code == 0
+    assert rows(Path("cdal-out"))["a.png"]["status"] == "done"
+
+
+def test_a_foreign_summary_is_refused_first(cdal: Callable, folder: Path, tiny_model: Path) -> None:
+    Path("cdal-out").mkdir()
+    Path("cdal-out/summary.csv").write_text("mine")
+    ended = cdal("segment", folder / "a.png", "--model", tiny_model)
+    assert ended.code == 2
+    assert "summary.csv: cdal did not write this file" in ended.err
+    assert Path("cdal-out/summary.csv").read_text() == "mine"
+
+
+def test_no_steps_and_attention_contradict(cdal: Callable, folder: Path, tiny_model: Path) -> None:
+    arguments = ("segment", folder / "a.png", "--model", tiny_model, "--steps", 0)
+    assert cdal(*arguments).code == 0
+    ended = cdal(*arguments, "--save", "attention")
+    assert ended.code == 2
+    assert "has no attention map" in ended.err

@@ -1,5 +1,7 @@
 """Files in: every colour model to RGB or grayscale, resolution believed or not, damage refused."""
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,75 @@ def test_stacks_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "z.tif", np.zeros((5, 20, 30), np.uint8), photometric="minisblack")
     with pytest.raises(CdalError, match="stack"):
         open_source(tmp_path / "z.tif")
+
+
+def test_channels_not_known_to_be_colours_are_refused(tmp_path: Path) -> None:
+    planes = np.moveaxis(RGB, -1, 0)
+    tifffile.imwrite(
+        tmp_path / "fluorescence.ome.tif",
+        planes,
+        photometric="minisblack",
+        metadata={"axes": "CYX"},
+    )
+    four = np.concatenate([RGB, RGB[..., :1]], axis=2)
+    tifffile.imwrite(tmp_path / "four.tif", four, photometric="rgb", extrasamples=["unspecified"])
+    for name in ("fluorescence.ome.tif", "four.tif"):
+        with pytest.raises(CdalError, match="not known to be"):
+            open_source(tmp_path / name)
+
+
+def test_premultiplied_alpha(tmp_path: Path) -> None:
+    pixels = np.array([[[100, 50, 0, 128], [0, 0, 0, 0], [9, 8, 7, 255]]], np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    expected = [[[227, 177, 127], [255, 255, 255], [9, 8, 7]]]
+    assert open_source(tmp_path / "a.tif").read().tolist() == expected
+
+
+def test_grayscale_stays_grayscale(tmp_path: Path) -> None:
+    alpha = np.full_like(GRAY, 255)
+    Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(alpha)]).save(tmp_path / "la.png")
+    Image.fromarray(GRAY).save(tmp_path / "key.png", transparency=int(GRAY[0, 0]))
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.stack([GRAY, alpha], axis=-1),
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=["unassalpha"],
+    )
+    for name in ("la.png", "key.png", "a.tif"):
+        source = open_source(tmp_path / name)
+        assert source.channels == 1
+        assert np.array_equal(source.read(), GRAY)
+
+
+def test_several_images_in_one_file_are_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(RGB[:10, :10], photometric="rgb")
+        tiff.write(RGB, photometric="rgb")
+    with pytest.raises(CdalError, match="holds 2 images"):
+        open_source(tmp_path / "a.tif")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs, and links need rights")
+def test_what_is_no_file_is_named_and_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    (folder / "broken.png").symlink_to("absent.png")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    skipped: list[CdalError] = []
+    assert find_sources(folder, on_skip=skipped.append) == []
+    names = {str(folder / name) for name in ("pipe.png", "broken.png", "link")}
+    assert {str(error.path) for error in skipped} == names
+    with pytest.raises(CdalError, match="no regular file"):
+        open_source(folder / "pipe.png")
+
+
+def test_a_folder_of_results_is_no_input(tmp_path: Path) -> None:
+    write_json(tmp_path / RUN, {})
+    with pytest.raises(CdalError, match="holds results"):
+        find_sources(tmp_path)
 
 
 def test_absurd_sizes_are_refused_before_memory_is_taken(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def result(tiny_model: Path) -> Segmentation:
 def source(tmp_path: Path) -> Source:
     path = tmp_path / "in.png"
     Image.fromarray(IMAGE).save(path)
-    return Source(path, "image", "test", (70, 90), 0.25, "test", None, 1, lambda: IMAGE)
+    return Source(path, "image", "test", (70, 90), 3, 0.25, "test", None, 1, lambda: IMAGE)
 
 
 def record(**more: object) -> dict:
@@ -145,7 +145,7 @@ def test_a_slides_table_is_in_its_own_pixels(tiny_model: Path, tmp_path: Path) -
     assert on_grid.labels.shape == (140, 180)
     assert (on_grid.mpp, on_grid.pixel) == (0.25, 0.5)
     assert (on_image.mpp, on_image.pixel) == (0.5, 1.0)
-    source = Source(tmp_path / "a.svs", "slide", "", (70, 90), 0.5, "", None, 1, lambda: IMAGE)
+    source = Source(tmp_path / "a.svs", "slide", "", (70, 90), 3, 0.5, "", None, 1, lambda: IMAGE)
     with ResultsFolder(tmp_path / "out") as results:
         results.write(source, IMAGE, on_grid, 0.5, ("labels", "probability", "table", "geojson"))
         results.publish(record())
@@ -269,3 +269,48 @@ def test_nothing_found_is_a_result(tmp_path: Path, source: Source, result: Segme
     publish(tmp_path / "out", source, nothing, ALL)
     assert orjson.loads((tmp_path / "out" / "objects.geojson").read_bytes())["features"] == []
     assert pq.read_table(tmp_path / "out" / "objects.parquet").num_rows == 0
+
+
+def test_an_edited_record_cannot_remove_other_files(
+    tmp_path: Path, source: Source, result: Segmentation
+) -> None:
+    publish(tmp_path / "out", source, result, ("table",))
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    edited = json.loads((tmp_path / "out" / RUN).read_text())
+    write_json(tmp_path / "out" / RUN, edited | {"files": ["../victim", str(victim), "mine.txt"]})
+    (tmp_path / "out" / "objects.csv").unlink()
+    (tmp_path / "out" / "objects.parquet").unlink()
+    publish(tmp_path / "out", source, result, ("table",))
+    assert victim.is_dir()
+    assert (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_a_damaged_record_does_not_cost_the_summary(
+    tmp_path: Path, source: Source, result: Segmentation
+) -> None:
+    publish(tmp_path / "a", source, result, ("table",))
+    (tmp_path / "b").mkdir()
+    write_json(tmp_path / "b" / RUN, {"finished": True})
+    write_summary(tmp_path)
+    assert {r["results"]: r["status"] for r in summary(tmp_path)} == {"a": "done", "b": "unknown"}
+
+
+def test_a_foreign_summary_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "summary.csv").write_text("name,grade\n")
+    with pytest.raises(CdalError, match="did not write"):
+        write_summary(tmp_path)
+    assert (tmp_path / "summary.csv").read_text() == "name,grade\n"
+
+
+def test_two_writers_do_not_disturb_each_other(
+    tmp_path: Path, source: Source, result: Segmentation
+) -> None:
+    with ResultsFolder(tmp_path / "out") as one, ResultsFolder(tmp_path / "out") as other:
+        for results in (one, other):
+            results.write(source, IMAGE, result, 0.25, ("table",))
+        for results in (one, other):
+            results.publish(record())
+    names = {"objects.parquet", "objects.csv", RUN}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names

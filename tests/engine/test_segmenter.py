@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdal_engine.config import ImageConfig
+from cdal_engine.device import select_device
 from cdal_engine.errors import Cancelled, CdalError
 from cdal_engine.model import Model
 from cdal_engine.networks import receptive_halo
 from cdal_engine.preparation import from_model_grid, grid_scale, prepare, resample
-from cdal_engine.segmenter import Segmenter, select_device
+from cdal_engine.segmenter import Segmenter
 from cdal_engine.tiling import batches, plan
 
 RNG = np.random.default_rng(0)
@@ -101,6 +102,7 @@ def test_other_resolutions_come_back_on_the_images_grid(segmenter: Segmenter, mp
 )
 def test_any_type_and_size(segmenter: Segmenter, dtype: str, height: int, width: int) -> None:
     image = np.random.default_rng(1).random((height, width, 3))
+    image[0, 0] = 1
     image = (
         image * np.iinfo(dtype).max if "int" in dtype else image > 0.5 if dtype == "bool" else image
     )
@@ -129,6 +131,8 @@ def test_the_type_does_not_change_the_picture(segmenter: Segmenter) -> None:
         (np.full((8, 8, 3), -1.0, np.float32), "float intensities"),
         (np.full((8, 8, 3), 4000.0, np.float32), "float intensities"),
         (np.zeros((8, 8, 3), np.complex64), "complex64"),
+        (np.full((8, 8, 3), 4095, np.uint16), "12-bit"),
+        (np.full((8, 8, 3), -5, np.int16), "int16"),
     ],
 )
 def test_images_the_model_cannot_take(

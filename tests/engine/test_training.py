@@ -1,5 +1,6 @@
 """Training: what it refuses, what it learns, and that resuming changes nothing."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from cdal_engine.config import (
     NetworkConfig,
     TrainConfig,
 )
-from cdal_engine.errors import CdalError
+from cdal_engine.errors import Cancelled, CdalError
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.augmentation import Augmentation, random_crop
 from cdal_engine.training.curves import read_rows
-from cdal_engine.training.dataset import find_pairs, load_for_training, split
+from cdal_engine.training.dataset import Pair, find_pairs, load_for_training, split
 from cdal_engine.training.loop import Trainer
 from cdal_engine.training.validation import evaluate, mean_of
 
@@ -156,7 +157,7 @@ def test_a_run_folder_is_never_overwritten(data: Path, tmp_path: Path) -> None:
 
 
 def test_resume_needs_the_same_config_and_a_checkpoint(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(CdalError, match="nothing to resume"):
+    with pytest.raises(CdalError, match="no checkpoint to resume"):
         train(config_of(), data, tmp_path / "none", resume=True)
     train(config_of(steps=1), data, tmp_path / "run")
     with pytest.raises(CdalError, match="another config"):
@@ -211,7 +212,7 @@ def test_every_unusable_pair_is_named_at_once(tmp_path: Path) -> None:
         "small": (rgb, ids[:10]),
         "gray": (rgb[..., 0], ids),
         "color": (rgb, rgb),
-        "mask": (rgb, (ids > 9).astype(np.uint8) * 255),
+        "mask": (rgb, (ids % 20 > 9).astype(np.uint8) * (ids // 20 % 2).astype(np.uint8) * 255),
     }
     for name, (image, label) in pairs.items():
         tifffile.imwrite(tmp_path / "images" / f"{name}.tif", image)
@@ -285,3 +286,66 @@ def test_binary_and_grayscale_models_train_too(data: Path, tmp_path: Path) -> No
     rows = read_rows(trainer.run_folder / "metrics.csv")
     assert 0 <= rows[-1]["dice"] <= 1
     assert "aji" not in rows[-1]
+
+
+def test_a_stopped_run_is_saved_where_it_stopped(data: Path, tmp_path: Path) -> None:
+    config = config_of()
+    whole = train(config, data, tmp_path / "whole")
+
+    def stop(row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        Trainer(config, split(find_pairs(data), config), tmp_path / "cut", "cpu").run(stop)
+    resumed = train(config, data, tmp_path / "cut", resume=True)
+    for name, value in whole.networks.state_dict().items():
+        assert torch.equal(value, resumed.networks.state_dict()[name]), name
+
+
+def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> None:
+    train(config_of(), data, tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert train(config_of(), data, tmp_path / "run", resume=True).step == 6
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    longer = train(config_of(steps=8), data, tmp_path / "run", resume=True)
+    assert longer.step == 8
+
+
+def test_a_damaged_validation_image_is_named_before_training(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "data"))
+    config = config_of(validation=("case0",))
+    (copy / "images" / "case0.png").write_bytes((copy / "images" / "case0.png").read_bytes()[:999])
+    with pytest.raises(CdalError, match=r"1 unusable.*case0"):
+        Trainer(config, split(find_pairs(copy), config), tmp_path / "run", "cpu")
+
+
+def test_a_damaged_checkpoint_and_another_architecture(
+    data: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"no checkpoint")
+    pairs = split(find_pairs(data), config_of())
+    with pytest.raises(CdalError, match="checkpoint is damaged"):
+        Trainer(config_of(), pairs, tmp_path / "run", "cpu", resume=True)
+    with pytest.raises(CdalError, match="another architecture"):
+        Trainer(config_of(), pairs, tmp_path / "new", "cpu", init=Model.load(tiny_model))
+
+
+def test_images_normalised_by_their_own_statistics_keep_them_in_crops(data: Path) -> None:
+    image = ImageConfig(mpp=None, normalisation="percentile", mean=(), std=())
+    model = SMALL.model_copy(update={"image": image})
+    pixels, _ = load_for_training(find_pairs(data)[:1], model, None)[0]
+    assert pixels.min() < -0.9
+    assert pixels.max() > 0.9
+
+
+def test_the_files_resolution_is_believed(data: Path, tmp_path: Path) -> None:
+    pair = find_pairs(data)[0]
+    copy = tmp_path / pair.image.name
+    with Image.open(pair.image) as image:
+        image.save(copy, dpi=(50800, 50800))
+    marked = Pair(copy, pair.label)
+    sizes = [load_for_training([p], SMALL, None)[0][0].shape[1] for p in (pair, marked)]
+    assert sizes == [96, 192]
+    assert load_for_training([marked], SMALL, 0.25)[0][0].shape[1] == 96

@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 
-from .. import __version__
+from ..device import is_out_of_memory
 from ..errors import Cancelled, CdalError
 from ..io.discovery import open_source
-from ..io.records import read_run, write_failure, write_summary
+from ..io.records import forget_failure, read_run, write_failure
 from ..io.results import ResultsFolder
 from ..io.source import Source
 from ..segmenter import Progress, Segmentation, Segmenter
+from .provenance import Input, Parameters, Record, Resolution, is_finished, record_of, same
 
-__all__ = ["Input", "Outcome", "Parameters", "input_folders", "run", "run_one"]
+__all__ = [
+    "Input",
+    "Outcome",
+    "Parameters",
+    "check_options",
+    "check_source",
+    "input_folders",
+    "run",
+    "run_one",
+]
 
-
-@dataclass(frozen=True)
-class Parameters:
-    """What, with the model, decides an input's results; recorded in its run.json."""
-
-    samples: int = 5
-    steps: int | None = None  # None: what the model was trained with
-    seed: int = 0
-    mpp: float | None = None  # overrides what the input says
-    save: tuple[str, ...] = ("labels", "table", "geojson", "overview")
-
-
-@dataclass(frozen=True)
-class Input:
-    """One file to segment and the folder its results go to."""
-
-    path: Path
-    folder: Path
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one input ended: exactly one of `result`, `error` and `already` is set."""
+    """How one input ended: exactly one of `run`, `error` and `already` is set."""
 
     input: Input
-    run: dict[str, object] | None = None
+    run: Record | None = None
     error: CdalError | None = None
     already: bool = False
 
@@ -65,25 +56,38 @@ def input_folders(paths: Iterable[Path], out: Path, root: Path | None = None) ->
     return [Input(p, out / (p.name if base is None else p.relative_to(base))) for p in paths]
 
 
+def check_options(segmenter: Segmenter, parameters: Parameters) -> None:
+    """Refuse what no input could be run with.
+
+    Raises
+    ------
+    CdalError
+        If the model cannot run with these parameters.
+    """
+    schedule = segmenter.check_options(parameters.samples, parameters.steps)
+    if schedule is None and "attention" in parameters.save:
+        raise CdalError(
+            "the deterministic answer (--steps 0) has no attention map",
+            "leave attention out of --save, or use more steps",
+        )
+
+
 def run(
     inputs: Iterable[Input],
     segmenter: Segmenter,
     parameters: Parameters,
-    out: Path,
     *,
     restart: bool = False,
     progress: Progress | None = None,
     on_start: Callable[[Input], None] | None = None,
-) -> Iterable[Outcome]:
-    """Segment each input and yield how it ended; at the end, summary.csv is written into `out`.
+) -> Iterator[Outcome]:
+    """Segment each input and yield how it ended.
 
     Parameters
     ----------
     inputs : iterable of Input
     segmenter : Segmenter
     parameters : Parameters
-    out : Path
-        Folder of the summary.
     restart : bool
         Do finished inputs again; by default those finished with the same model and parameters are
         skipped.
@@ -92,13 +96,10 @@ def run(
     on_start : callable, optional
         Called before each input.
     """
-    try:
-        for item in inputs:
-            if on_start is not None:
-                on_start(item)
-            yield _attempt(item, segmenter, parameters, restart, progress)
-    finally:
-        write_summary(out)
+    for item in inputs:
+        if on_start is not None:
+            on_start(item)
+        yield _attempt(item, segmenter, parameters, restart, progress)
 
 
 def _attempt(
@@ -109,33 +110,47 @@ def _attempt(
     progress: Progress | None,
 ) -> Outcome:
     try:
-        identity = _identity(item.path)
-        if not restart and _finished(item, segmenter, parameters, identity):
-            return Outcome(item, already=True)
-        return Outcome(item, run=_segment(item, segmenter, parameters, identity, progress)[1])
+        if not restart:
+            if is_finished(item, segmenter, parameters):
+                forget_failure(item.folder)
+                return Outcome(item, already=True)
+            _refuse_anothers(item)
+        return Outcome(item, run=_segment(item, segmenter, parameters, progress)[1])
     except Cancelled:
         raise
     except CdalError as error:
         failure = error.at(item.path)
-    except MemoryError:
-        failure = CdalError("not enough memory", "use --mpp or a smaller image", item.path)
-    except OSError as error:
-        failure = CdalError(
-            str(error.strerror or error), "check the disk and its rights", item.path
-        )
-    except Exception as error:  # a defect of ours must not cost the other inputs
-        failure = CdalError(
-            f"{type(error).__name__}: {error}", "unexpected; please report it", item.path
-        )
-        failure.__cause__ = error
+    except Exception as error:  # whatever it is must not cost the other inputs
+        _log.debug("%s", item.path, exc_info=True)
+        failure = _as_failure(error).at(item.path)
     with suppress(CdalError):  # nothing can be written there, which most likely is what failed
         write_failure(item.folder, item.path, failure)
     return Outcome(item, error=failure)
 
 
+def _as_failure(error: Exception) -> CdalError:
+    if is_out_of_memory(error):
+        return CdalError("there is not enough memory", "crop the image, or take fewer samples")
+    if isinstance(error, OSError):
+        return CdalError(str(error.strerror or error), "check the disk and its rights")
+    return CdalError(f"{type(error).__name__}: {error}", "unexpected; --debug shows where")
+
+
+def _refuse_anothers(item: Input) -> None:
+    """Do not replace the results of another file of the same name that still exists."""
+    record = read_run(item.folder, finished=False) or {}
+    before = record.get("input")
+    other = Path(str(before.get("path"))) if isinstance(before, dict) else item.path
+    if other != item.path and other.exists() and not other.samefile(item.path):
+        raise CdalError(
+            f"the results of {other} lie in {item.folder}",
+            "choose another folder with -o, or replace them with --restart",
+        )
+
+
 def run_one(
     item: Input, segmenter: Segmenter, parameters: Parameters, progress: Progress | None = None
-) -> tuple[Segmentation, dict[str, object]]:
+) -> tuple[Segmentation, Record]:
     """Segment one input, write its results and return them with what run.json records.
 
     Raises
@@ -144,27 +159,43 @@ def run_one(
         Naming the input, if it cannot be read, segmented or written.
     """
     try:
-        return _segment(item, segmenter, parameters, _identity(item.path), progress)
+        return _segment(item, segmenter, parameters, progress)
     except CdalError as error:
         raise error.at(item.path) from None
 
 
+def check_source(
+    path: Path, segmenter: Segmenter, parameters: Parameters
+) -> tuple[Source, Resolution]:
+    """Open an input and find what would make it fail before its pixels are read.
+
+    Raises
+    ------
+    CdalError
+        If it cannot be opened, is of another kind than the model's, or lacks its resolution.
+    """
+    source = open_source(path)
+    wanted, kind = segmenter.model.config.image.channels, {1: "grayscale", 3: "RGB"}
+    if source.channels != wanted:
+        raise CdalError(
+            f"the model takes {kind[wanted]} images, this one is {kind[source.channels]}",
+            "choose a model for this kind of image, see `cdal models list`",
+            path,
+        )
+    return source, _resolution(source, parameters.mpp, segmenter)
+
+
 def _segment(
-    item: Input,
-    segmenter: Segmenter,
-    parameters: Parameters,
-    identity: dict[str, object],
-    progress: Progress | None,
-) -> tuple[Segmentation, dict[str, object]]:
+    item: Input, segmenter: Segmenter, parameters: Parameters, progress: Progress | None
+) -> tuple[Segmentation, Record]:
     start = time.perf_counter()
-    source = open_source(item.path)
-    mpp, mpp_source = _resolution(source, parameters.mpp, segmenter)
+    source, resolution = check_source(item.path, segmenter, parameters)
     with ResultsFolder(item.folder) as folder:
         image = source.read()
         read = time.perf_counter()
         result = segmenter.segment(
             image,
-            mpp=mpp,
+            mpp=resolution.mpp,
             samples=parameters.samples,
             steps=parameters.steps,
             seed=parameters.seed,
@@ -174,42 +205,24 @@ def _segment(
             progress=progress,
         )
         segmented = time.perf_counter()
-        folder.write(source, image, result, mpp, parameters.save)
-        model = segmenter.model
-        height, width = source.shape
-        record = {
-            "version": __version__,
-            "input": identity
-            | {"reader": source.reader, "kind": source.kind, "shape": [height, width]},
-            "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
-            "parameters": _recorded(parameters),
-            "device": str(segmenter.device),
-            "mpp": mpp,
-            "mpp_source": mpp_source,
-            "counts": {
-                "objects": len(result.objects["label"]),
-                "area_mm2": None if mpp is None else height * width * (mpp / 1000) ** 2,
-            },
-            "seconds": {
-                "read": read - start,
-                "model": segmented - read,
-                "write": time.perf_counter() - segmented,
-            },
-            "peak_memory_mb": _peak_memory_mb(),
-            "versions": _versions(),
+        folder.write(source, image, result, resolution.mpp, parameters.save)
+        record = record_of(item, source, resolution, segmenter, parameters, result)
+        record["seconds"] = {
+            "read": read - start,
+            "model": segmented - read,
+            "write": time.perf_counter() - segmented,
         }
-        return result, folder.publish(record)
+        keep = same(item, segmenter, parameters) is not None
+        return result, folder.publish(record, keep=keep)
 
 
-def _resolution(
-    source: Source, override: float | None, segmenter: Segmenter
-) -> tuple[float | None, str]:
-    """Micrometres per pixel and where they come from: the option, the file, or the model."""
+def _resolution(source: Source, override: float | None, segmenter: Segmenter) -> Resolution:
+    """Micrometres per pixel: from the option, the file, or the model."""
     own = segmenter.model.config.image.mpp
     if override is not None:
-        return override, "--mpp"
+        return Resolution(override, "--mpp")
     if source.mpp is not None or own is None:
-        return source.mpp, source.mpp_source
+        return Resolution(source.mpp, source.mpp_source)
     if source.kind == "slide":
         hint = f"; its magnification says {source.magnification:g}x" if source.magnification else ""
         raise CdalError(
@@ -217,51 +230,4 @@ def _resolution(
             f"give --mpp, e.g. --mpp {10 / (source.magnification or 40):g}",
             source.path,
         )
-    return own, f"assumed: the model's own {own:g} µm"
-
-
-def _finished(
-    item: Input, segmenter: Segmenter, parameters: Parameters, identity: dict[str, object]
-) -> bool:
-    record = read_run(item.folder)
-    if record is None:
-        return False
-    model, before = record.get("model"), record.get("input")
-    return (
-        isinstance(model, dict)
-        and isinstance(before, dict)
-        and model.get("digest") == segmenter.model.digest
-        and record.get("parameters") == _recorded(parameters)
-        and all(before.get(key) == value for key, value in identity.items())
-    )
-
-
-def _recorded(parameters: Parameters) -> dict[str, object]:
-    return asdict(parameters) | {"save": sorted(parameters.save)}
-
-
-def _identity(path: Path) -> dict[str, object]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
-    return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-
-
-def _peak_memory_mb() -> float | None:
-    """Largest resident set of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "numpy", "scipy", "scikit-image", "tifffile")
-    return {
-        "napari-cdal": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-    }
+    return Resolution(own, f"assumed: the model's own {own:g} µm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from . import batch, demo, doctor, evaluate, models, segment, train
 
 __all__ = ["app", "main"]
 
-FAILED, NOT_STARTED, INTERRUPTED = 1, 2, 130
+NOT_STARTED, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     help="Segment medical images with few-step conditional diffusion (cDAL).",
@@ -53,11 +54,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:  # accepted anywhere
         sys.argv = [arg for arg in sys.argv if arg != "--debug"]
+        logging.basicConfig()
+        logging.getLogger("cdal_engine").setLevel(logging.DEBUG)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end jobs with it
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # Typer makes this of Ctrl-C and says nothing
+            typer.echo("interrupted", err=True)
+        raise
     except CdalError as error:
         if debug:
             raise

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import CdalError
+from ..errors import CdalError, printable
 from . import options
+from .progress import console
 from .work import Work, carry_out
 
 
@@ -39,34 +40,43 @@ def batch(
     from ..batch.run import Parameters, input_folders
     from ..io.discovery import find_sources
 
-    if not folder.is_dir():
-        raise CdalError("no such folder", "check the path", folder)
-    paths = find_sources(folder, include or (), exclude or ())
+    parameters = Parameters(samples, steps, seed, mpp, options.parse_save(save))
+    skipped: list[CdalError] = []
+    paths = find_sources(folder, include or (), exclude or (), skipped.append)
+    for error in skipped:
+        console.print(f"failed: {error}", markup=False, soft_wrap=True)
     if not paths:
         raise CdalError(
             "no images or slides found", "check the folder, --include, --exclude", folder
         )
-    if dry_run:
-        raise typer.Exit(_list(paths))
     out = output or folder / "cdal-out"
-    parameters = Parameters(samples, steps, seed, mpp, options.parse_save(save))
     inputs = input_folders(paths, out, root=folder)
-    raise typer.Exit(carry_out(Work(inputs, out, model, device, tile, parameters, restart)))
+    work = Work(inputs, out, model, device, tile, parameters, restart, len(skipped))
+    raise typer.Exit(_list(work) if dry_run else carry_out(work))
 
 
-def _list(paths: list[Path]) -> int:
-    from ..io.discovery import open_source
+def _list(work: Work) -> int:
+    """Say of each input what would be done, its pixels not read."""
+    from ..batch.provenance import is_finished
+    from ..batch.run import check_options, check_source
 
-    failures = 0
-    for path in paths:
+    segmenter = work.segmenter()
+    check_options(segmenter, work.parameters)
+    failures, finished = work.skipped, 0
+    for item in work.inputs:
         try:
-            source = open_source(path)
+            if not work.restart and is_finished(item, segmenter, work.parameters):
+                finished += 1
+                typer.echo(printable(f"{item.path}: finished before"))
+                continue
+            source, resolution = check_source(item.path, segmenter, work.parameters)
         except CdalError as error:
             failures += 1
-            typer.echo(f"would fail: {error.at(path)}")
-        else:
-            height, width = source.shape
-            resolution = f"{source.mpp:.4g} µm/px" if source.mpp else "resolution unknown"
-            typer.echo(f"{path}: {source.kind}, {width} x {height}, {resolution}")
-    typer.echo(f"{len(paths)} inputs, {failures} would fail")
+            typer.echo(f"would fail: {error.at(item.path)}")
+            continue
+        height, width = source.shape
+        mpp = "" if resolution.mpp is None else f", {resolution.mpp:.4g} µm/px"
+        where = f" ({resolution.source})" if resolution.mpp is not None else ""
+        typer.echo(printable(f"{item.path}: {source.kind}, {width} x {height}{mpp}{where}"))
+    typer.echo(f"{len(work.inputs)} inputs, {finished} finished before, {failures} would fail")
     return 1 if failures else 0

@@ -38,7 +38,7 @@ def doctor(
     import torch
 
     from .. import __version__
-    from ..segmenter import select_device
+    from ..device import select_device
     from ..weights import available
 
     typer.echo(f"napari-cdal {__version__}, Python {platform.python_version()}, {sys.platform}")

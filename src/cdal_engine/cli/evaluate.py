@@ -1,12 +1,13 @@
 """cdal evaluate: every metric on a folder of images and labels."""
 
 import json
-import os
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import CdalError
 from . import options
 from .progress import bars
 
@@ -29,11 +30,14 @@ def evaluate(
 ) -> None:
     """Score a model on labelled images, beside its own deterministic answer (--steps 0)."""
     from ..config import TrainConfig
+    from ..io.records import write_aside
     from ..model import Model
     from ..segmenter import Segmenter
     from ..training import validation
     from ..training.dataset import find_pairs, split
 
+    if output is not None and not output.parent.is_dir():
+        raise CdalError("no such folder", "make it, or choose another with -o", output.parent)
     pairs = find_pairs(data)
     if config is not None:
         pairs = split(pairs, TrainConfig.from_file(config))[1]
@@ -66,8 +70,15 @@ def evaluate(
             report[answer] = {"mean": means[answer], "images": scores}
     for name, value in means["sampled"].items():
         beside = means["supervised"].get(name)
-        typer.echo(f"{name:<18} {value:8.4f}   " + (f"supervised {beside:.4f}" if beside else ""))
+        typer.echo(
+            f"{name:<18} {value:8.4f}   " + ("" if beside is None else f"supervised {beside:.4f}")
+        )
     if output is not None:
-        aside = output.with_name(output.name + ".tmp")
-        aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        os.replace(aside, output)
+        write_aside(output, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
+
+
+def _without_nan(value: object) -> object:
+    """Turn what no number is defined for, NaN, into null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -30,7 +30,7 @@ def info(name: Name) -> None:
         typer.echo(f"{key:<10} {value}")
     card = folder / "CARD.md"
     if card.is_file():
-        typer.echo("\n" + card.read_text("utf-8"))
+        typer.echo("\n" + card.read_text("utf-8", "replace"))
 
 
 @app.command()
@@ -62,7 +62,7 @@ def _facts(folder: Path) -> dict[str, str]:
 def _licence(card: Path) -> str:
     """The card's line `Licence: ...`; users' own models may have none."""
     if card.is_file():
-        for line in card.read_text("utf-8").splitlines():
+        for line in card.read_text("utf-8", "replace").splitlines():
             if line.startswith("Licence:"):
                 return line.removeprefix("Licence:").strip()
     return "not stated"

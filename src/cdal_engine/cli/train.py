@@ -1,12 +1,15 @@
 """cdal train: from a folder of images and labels to a model."""
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import CdalError
+from ..errors import Cancelled, CdalError
 from . import options
 from .progress import console, share_bar
 
@@ -39,6 +42,8 @@ def train(
 
     if resume and output is None:
         raise CdalError("--resume needs the run's folder", "give it with -o")
+    if resume and init is not None:
+        raise CdalError("--resume goes on from a checkpoint, not from --init", "give one of them")
     run = output or Path("cdal-runs") / time.strftime("%Y%m%d-%H%M%S")
     if resume and config is None:
         config = run / "config.yaml"
@@ -51,7 +56,7 @@ def train(
     pairs = split(find_pairs(data), settings)
     typer.echo(f"{len(pairs[0])} training and {len(pairs[1])} validation images; run: {run}")
     trainer = Trainer(settings, pairs, run, device, resume, start)
-    with share_bar("training") as update:
+    with _stop_requests() as stop, share_bar("training") as update:
 
         def report(row: dict[str, float]) -> None:
             loss = row.get("reconstruction", float("nan"))
@@ -62,5 +67,31 @@ def train(
                 scores = ", ".join(f"{k} {row[k]:.3f}" for k in ("dice", "aji", "pq") if k in row)
                 console.print(f"step {row['step']:.0f}, validation: {scores}")
 
-        best = trainer.run(report)
+            if stop:
+                raise Cancelled
+
+        try:
+            best = trainer.run(report)
+        except Cancelled:
+            console.print(f"saved; go on with --resume -o {run}", markup=False, soft_wrap=True)
+            raise KeyboardInterrupt from None
     typer.echo(f"best model: {best}; use it with --model {best}")
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect Ctrl-C and the like in a list instead of breaking off in the middle of a step."""
+    received: list[int] = []
+
+    def end_after_step(number: int, _: object) -> None:
+        if received:  # the second time, at once
+            raise KeyboardInterrupt
+        received.append(number)
+        console.print("ending after this step …")
+
+    before = {n: signal.signal(n, end_after_step) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CdalError
+from ..errors import CdalError, printable
 from .progress import bars, console
 
 if TYPE_CHECKING:
     from ..batch.run import Input, Outcome, Parameters
+    from ..segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -22,44 +23,65 @@ class Work:
     device: str
     tile: int | None
     parameters: "Parameters"
-    restart: bool
+    restart: bool = False
+    skipped: int = 0  # what was found but cannot be input: counted as failed
+
+    def segmenter(self) -> "Segmenter":
+        """Load the model onto its device."""
+        from ..model import Model
+        from ..segmenter import Segmenter
+
+        return Segmenter(Model.load(self.model), self.device, self.tile)
 
 
 def carry_out(work: Work) -> int:
-    """Segment every input and return the exit code of DESIGN's contract: 0, 1 or 130."""
-    from ..batch.run import run
-    from ..model import Model
-    from ..segmenter import Segmenter
+    """Segment every input and return the exit code of DESIGN's contract: 0 or 1."""
+    from ..batch.run import check_options, run
 
-    segmenter = Segmenter(Model.load(work.model), work.device, work.tile)
-    segmenter.check_options(work.parameters.samples, work.parameters.steps)
+    segmenter = work.segmenter()
+    check_options(segmenter, work.parameters)
     _prepare(work)
-    counts = {"done": 0, "already": 0, "failed": 0}
-    with bars(len(work.inputs)) as shown:
-        try:
+    counts = {"done": 0, "already": 0, "failed": work.skipped}
+    try:
+        with bars(len(work.inputs)) as shown:
             for outcome in run(
                 work.inputs,
                 segmenter,
                 work.parameters,
-                work.out,
                 restart=work.restart,
                 progress=shown.passes,
                 on_start=lambda item: shown.start(item.path.name),
             ):
                 counts[_print(outcome)] += 1
                 shown.finish()
-        except KeyboardInterrupt:
-            console.print("interrupted: what is finished is kept; run again to go on")
-            return 130
+    except KeyboardInterrupt:
+        _summarise(work)
+        console.print("what is finished is kept; run again to go on")
+        raise
+    summarised = _summarise(work)
     done = f"{counts['done']} segmented"
     already = f", {counts['already']} finished before" if counts["already"] else ""
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    print(f"{done}{already}{failed}; results in {work.out}, overview in {work.out / 'summary.csv'}")
-    return 1 if counts["failed"] else 0
+    print(printable(f"{done}{already}{failed}; results in {work.out}, overview in summary.csv"))
+    return 1 if counts["failed"] or not summarised else 0
+
+
+def _summarise(work: Work) -> bool:
+    """Write summary.csv; whether that went well."""
+    from ..io.records import write_summary
+
+    try:
+        write_summary(work.out)
+    except CdalError as error:
+        console.print(f"failed: {error}", markup=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _prepare(work: Work) -> None:
-    """Refuse, before the first input, an output folder that cannot be written to."""
+    """Refuse, before the first input, an output folder that cannot be used."""
+    from ..io.records import check_summary
+
     try:
         work.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=work.out):
@@ -70,6 +92,7 @@ def _prepare(work: Work) -> None:
             "choose another folder with -o",
             work.out,
         ) from None
+    check_summary(work.out)
     blocked = next((item for item in work.inputs if item.folder.is_file()), None)
     if blocked is not None:
         raise CdalError(
@@ -94,4 +117,4 @@ def describe(path: Path, run: dict[str, Any]) -> str:
     """One line on a finished input, from its run.json."""
     seconds = run["seconds"]["model"]
     assumed = f", {run['mpp_source']}" if str(run["mpp_source"]).startswith("assumed") else ""
-    return f"{path.name}: {run['counts']['objects']} objects in {seconds:.1f} s{assumed}"
+    return printable(f"{path.name}: {run['counts']['objects']} objects in {seconds:.1f} s{assumed}")

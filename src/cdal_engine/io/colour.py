@@ -23,11 +23,26 @@ def _as_type(values: NDArray[Any], pixels: Pixels) -> Pixels:
     return (np.rint(values) if pixels.dtype.kind in "ui" else values).astype(pixels.dtype)
 
 
-def over_white(pixels: Pixels) -> Pixels:
-    """Lay (H, W, C + 1) pixels, straight alpha last, over white; (H, W, C) of the same type."""
+def over_white(pixels: Pixels, premultiplied: bool = False) -> Pixels:
+    """Lay pixels with alpha as their last channel over white.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (H, W, 4) or (H, W, 2).
+    premultiplied : bool
+        Whether the colours were multiplied by alpha already.
+
+    Returns
+    -------
+    ndarray
+        (H, W, 3) or (H, W), of the same type.
+    """
     full = _largest(pixels)
     colour, alpha = pixels[..., :-1].astype(np.float32), pixels[..., -1:].astype(np.float32)
-    return _as_type(full + (colour - full) * (alpha / full), pixels)
+    laid = colour + full - alpha if premultiplied else full + (colour - full) * (alpha / full)
+    laid = laid.clip(0, full)
+    return _as_type(laid if laid.shape[-1] > 1 else laid[..., 0], pixels)
 
 
 def from_palette(indices: Pixels, palette: NDArray[np.uint16]) -> NDArray[np.uint8]:

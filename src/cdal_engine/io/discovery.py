@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -31,6 +31,8 @@ def open_source(path: Path) -> Source:
     if path.is_dir():
         raise CdalError("is a folder", "use `cdal batch` for the files in it", path)
     try:
+        if path.exists() and not path.is_file():
+            raise CdalError("is no regular file", "give an image or slide", path)
         with path.open("rb") as file:
             start = file.read(8)
     except OSError as error:
@@ -58,7 +60,10 @@ def open_source(path: Path) -> Source:
 
 
 def find_sources(
-    folder: Path, include: Iterable[str] = (), exclude: Iterable[str] = ()
+    folder: Path,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    on_skip: Callable[[CdalError], None] | None = None,
 ) -> list[Path]:
     """Files below `folder` that are named like images or slides, in alphabetical order.
 
@@ -69,7 +74,25 @@ def find_sources(
     folder : Path
     include, exclude : iterable of str
         Patterns of file names, or of paths relative to `folder`.
+    on_skip : callable, optional
+        Called with what is left out that may hold inputs, as an error: folders that cannot be
+        listed, and links to folders, which are not followed.
+
+    Raises
+    ------
+    CdalError
+        If `folder` itself is no folder, or holds results.
     """
+    if not folder.is_dir():
+        raise CdalError("no such folder", "check the path", folder)
+    if is_results_folder(folder):
+        raise CdalError("holds results of cdal, not input", "give the folder of the images", folder)
+    skip = on_skip or (lambda error: None)
+
+    def unlistable(error: OSError) -> None:
+        reason = f"cannot be listed: {error.strerror}"
+        skip(CdalError(reason, "check its rights", error.filename))
+
     include, exclude = list(include) or ["*"], list(exclude)
 
     def matches(path: Path, patterns: list[str]) -> bool:
@@ -77,20 +100,23 @@ def find_sources(
         return any(fnmatch(name, pattern) for name in names for pattern in patterns)
 
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=unlistable):
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                skip(CdalError("is a link to a folder", "give it by itself", Path(parent, name)))
         folders[:] = [
             name
             for name in folders
             if not name.startswith(".") and not is_results_folder(Path(parent, name))
         ]
-        found += [
-            path
-            for path in (Path(parent, name) for name in files)
-            if path.suffix.lower() in _READ
-            and not path.name.startswith(".")
-            and matches(path, include)
-            and not matches(path, exclude)
-        ]
+        for path in (Path(parent, name) for name in files):
+            named = path.suffix.lower() in _READ and not path.name.startswith(".")
+            if not named or not matches(path, include) or matches(path, exclude):
+                continue
+            if path.is_file():
+                found.append(path)
+            else:
+                skip(CdalError("is no regular file, or a broken link", "check it", path))
     return sorted(found)
 
 

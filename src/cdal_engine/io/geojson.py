@@ -13,6 +13,8 @@ import orjson
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
 
+from ..errors import printable
+
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
@@ -80,7 +82,7 @@ def _feature(
     single = len(rings) == 1
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, printable(name))),
         "geometry": {
             "type": "Polygon" if single else "MultiPolygon",
             "coordinates": rings[0] if single else rings,
@@ -93,14 +95,17 @@ def _feature(
     }
 
 
-def _features(result: Segmentation, name: str, mpp: float | None) -> Iterator[dict[str, Any]]:
+def _features(
+    result: Segmentation, name: str, mpp: float | None, shape: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
     objects, pixel = result.objects, result.pixel
+    largest = (shape[1], shape[0])
     corners = zip(*(objects[key].tolist() for key in ("y0", "x0", "y1", "x1")), strict=True)
     for i, (y0, x0, y1, x1) in enumerate(corners):
         label = int(objects["label"][i])
         offset = np.array([x0, y0])
         rings = [
-            [((np.array(ring) + offset) * pixel).tolist() for ring in polygon]
+            [((np.array(ring) + offset) * pixel).clip(0, largest).tolist() for ring in polygon]
             for polygon in outline(result.labels[y0:y1, x0:x1] == label)
         ]
         area = float(objects["area_px"][i]) * pixel**2
@@ -113,7 +118,9 @@ def _features(result: Segmentation, name: str, mpp: float | None) -> Iterator[di
         yield _feature(rings, f"{name}#{label}", str(objects["class"][i]), measured)
 
 
-def write_geojson(path: Path, result: Segmentation, name: str, mpp: float | None) -> None:
+def write_geojson(
+    path: Path, result: Segmentation, name: str, mpp: float | None, shape: tuple[int, int]
+) -> None:
     """Write the outlines of all objects.
 
     Parameters
@@ -124,12 +131,14 @@ def write_geojson(path: Path, result: Segmentation, name: str, mpp: float | None
         Of the input: the same name and label give the same id.
     mpp : float or None
         Micrometres per level-0 pixel.
+    shape : tuple of int
+        (H, W) of level 0: the last pixels of the model's grid may reach beyond it.
     """
     with path.open("wb") as file:
         file.write(b'{"type":"FeatureCollection","features":[\n')
         buffered: list[bytes] = []
         separator = b""
-        for feature in _features(result, name, mpp):
+        for feature in _features(result, name, mpp, shape):
             buffered.append(orjson.dumps(feature))
             if len(buffered) == _PER_WRITE:
                 file.write(separator + b",\n".join(buffered))

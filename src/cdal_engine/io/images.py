@@ -15,8 +15,9 @@ from .source import Source, believed, check_size, undecodable
 
 __all__ = ["open_image"]
 
-_AS_THEY_ARE = {"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "RGB"}
-_WITH_ALPHA = {"LA", "RGBA"}
+_GRAYSCALE = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
+_AS_THEY_ARE = _GRAYSCALE - {"LA", "La"}  # a gray level that stands for transparency is kept
+_WITH_ALPHA = {"RGBA", "RGBa", "La", "PA"}
 
 
 def open_image(path: Path) -> Source:
@@ -30,9 +31,8 @@ def open_image(path: Path) -> Source:
     try:
         with _opened(path) as image:
             size, kind, dpi = image.size, image.format, image.info.get("dpi")
-    except CdalError:
-        raise
-    except MemoryError:
+            gray = image.mode in _GRAYSCALE
+    except (CdalError, MemoryError):
         raise
     except Exception as error:
         raise undecodable(error, path) from error
@@ -44,6 +44,7 @@ def open_image(path: Path) -> Source:
         kind="image",
         reader=f"Pillow, {kind}",
         shape=shape,
+        channels=1 if gray else 3,
         mpp=mpp,
         mpp_source="resolution tag" if mpp else "not in the file",
         magnification=None,
@@ -69,15 +70,16 @@ def _opened(path: Path) -> Image.Image:
 def _read(path: Path) -> NDArray[np.generic]:
     try:
         with _opened(path) as image:
-            mode = image.mode
-            if mode in _WITH_ALPHA:
+            if image.mode in _AS_THEY_ARE or (
+                image.mode == "RGB" and "transparency" not in image.info
+            ):
+                return np.asarray(image)
+            if image.mode == "LA":
                 return over_white(np.asarray(image))
-            if "transparency" in image.info or mode in ("PA", "La", "RGBa"):
+            if image.mode in _WITH_ALPHA or "transparency" in image.info:
                 return over_white(np.asarray(image.convert("RGBA")))
-            return np.asarray(image if mode in _AS_THEY_ARE else image.convert("RGB"))
-    except CdalError:
-        raise
-    except MemoryError:
+            return np.asarray(image.convert("RGB"))
+    except (CdalError, MemoryError):
         raise
     except Exception as error:
         raise undecodable(error, path) from error

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..errors import CdalError
 __all__ = [
     "FAILED",
     "RUN",
+    "check_summary",
+    "forget_failure",
     "is_results_folder",
     "read_run",
     "unwritable",
@@ -80,8 +83,9 @@ def read_run(folder: Path, finished: bool = True) -> Record | None:
 
 
 def is_results_folder(folder: Path) -> bool:
-    """Whether `folder` holds results of ours, which are never input."""
-    return any(_read(folder / name) is not None for name in (RUN, FAILED))
+    """Whether `folder` holds results or a training run of ours, which are never input."""
+    records = any(_read(folder / name) is not None for name in (RUN, FAILED))
+    return records or (folder / "checkpoint.pt").is_file()
 
 
 def write_failure(folder: Path, path: Path, error: CdalError) -> None:
@@ -100,24 +104,54 @@ def write_failure(folder: Path, path: Path, error: CdalError) -> None:
         raise unwritable(problem, folder) from None
 
 
+def forget_failure(folder: Path) -> None:
+    """Remove the record of an earlier failure: the input is done."""
+    with suppress(OSError):
+        (folder / FAILED).unlink(missing_ok=True)
+
+
+def check_summary(out: Path) -> None:
+    """Refuse a summary.csv in `out` that is not ours, before any work is done.
+
+    Raises
+    ------
+    CdalError
+        If there is one.
+    """
+    path = out / SUMMARY
+    try:
+        ours = not path.exists() or path.read_bytes().startswith(",".join(_COLUMNS).encode())
+    except OSError:
+        ours = False
+    if not ours:
+        raise CdalError(
+            "cdal did not write this file and would replace it",
+            "move it away, or choose another folder with -o",
+            path,
+        )
+
+
 def write_summary(out: Path) -> None:
     """Write summary.csv in `out`, a line an input, from the records below it.
 
     Raises
     ------
     CdalError
-        If it cannot be written.
+        If it cannot be written, or one is there that is not ours.
     """
+    check_summary(out)
     rows = [_row(out, folder) for folder in _results_folders(out)]
     aside = out / f".{SUMMARY}.tmp"
     try:
-        with aside.open("w", newline="", encoding="utf-8") as file:
+        with aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
         os.replace(aside, out / SUMMARY)
     except OSError as error:
         raise unwritable(error, out) from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 _COLUMNS = (
@@ -145,16 +179,26 @@ def _results_folders(out: Path) -> Iterator[Path]:
 def _row(out: Path, folder: Path) -> Record:
     """One line of the summary; an input that failed after it succeeded once counts as failed."""
     row: Record = {"results": folder.relative_to(out).as_posix()}
+    try:
+        return row | _facts(folder)
+    except (KeyError, TypeError, ValueError):
+        return row | {
+            "status": "unknown",
+            "error": "its record is damaged (--restart makes it anew)",
+        }
+
+
+def _facts(folder: Path) -> Record:
     failed = _read(folder / FAILED)
     if failed is not None:
         remedy = f" ({failed['remedy']})" if failed.get("remedy") else ""
         error = f"{failed.get('error', '')}{remedy}"
-        return row | {"status": "failed", "error": error, "input": failed["input"]["path"]}
+        return {"status": "failed", "error": error, "input": failed["input"]["path"]}
     run = read_run(folder)
     if run is None:
-        return row | {"status": "interrupted"}
+        return {"status": "interrupted"}
     area = run["counts"]["area_mm2"]
-    return row | {
+    return {
         "status": "done",
         "objects": run["counts"]["objects"],
         "area_mm2": "" if area is None else f"{area:.6g}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from ..errors import CdalError
-from .records import FAILED, RUN, read_run, unwritable, write_json
+from .records import RUN, forget_failure, read_run, unwritable, write_json
 from .source import Source
 
 if TYPE_CHECKING:
@@ -21,7 +23,19 @@ if TYPE_CHECKING:
 __all__ = ["ResultsFolder"]
 
 _LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
-_ASIDE = ".cdal-writing"
+_ASIDE = ".cdal-writing-"
+_STALE = 24 * 3600  # seconds after which what a killed run was writing is removed
+_NAMES = frozenset(
+    {
+        "labels.tif",
+        "labels.ome.zarr",
+        "maps.ome.zarr",
+        "objects.parquet",
+        "objects.csv",
+        "objects.geojson",
+        "overview.png",
+    }
+)
 
 
 class ResultsFolder:
@@ -40,11 +54,13 @@ class ResultsFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._aside = folder / _ASIDE
         try:
-            self._aside.mkdir(parents=True, exist_ok=True)
-            self._discard()
-            self._aside.mkdir()
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob(f"{_ASIDE}*"):
+                if time.time() - old.stat().st_mtime > _STALE:
+                    shutil.rmtree(old, ignore_errors=True)
+            # A name of its own, so that two runs on one folder do not write into each other.
+            self._aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
         except OSError as error:
             raise unwritable(error, folder) from None
 
@@ -79,8 +95,15 @@ class ResultsFolder:
         except OSError as error:
             raise unwritable(error, self.folder) from None
 
-    def publish(self, record: dict[str, Any]) -> dict[str, Any]:
+    def publish(self, record: dict[str, Any], keep: bool = False) -> dict[str, Any]:
         """Move what was written into place and write run.json; return what it records.
+
+        Parameters
+        ----------
+        record : dict
+            What run.json is to say.
+        keep : bool
+            Keep files of the earlier run that this one did not write: they are of the same answer.
 
         Raises
         ------
@@ -89,7 +112,8 @@ class ResultsFolder:
         """
         names = sorted(path.name for path in self._aside.iterdir())
         before = read_run(self.folder, finished=False)
-        ours = set() if before is None else {RUN, *before.get("files", ())}
+        # Names only, and only ours: run.json may have been edited.
+        ours = set() if before is None else {RUN} | (_NAMES & set(before.get("files", ())))
         foreign = [n for n in [*names, RUN] if (self.folder / n).exists() and n not in ours]
         if foreign:
             raise CdalError(
@@ -97,23 +121,20 @@ class ResultsFolder:
                 "move it away, or choose another folder with -o",
                 self.folder,
             )
-        record = record | {"files": names}
+        both = sorted((ours - {RUN}) | set(names))
+        done = record | {"files": both if keep else names, "finished": True}
         try:
             # From here to the end run.json says that the files do not belong together yet.
-            old = ours - {RUN}
-            interim = {"finished": False, "files": sorted(old | set(names))}
-            write_json(self.folder / RUN, record | interim)
-            for name in sorted(old):
+            write_json(self.folder / RUN, record | {"files": both, "finished": False})
+            for name in names if keep else both:
                 _remove(self.folder / name)
             for name in names:
                 os.replace(self._aside / name, self.folder / name)
-            write_json(self.folder / RUN, record | {"finished": True})
-            (self.folder / FAILED).unlink(missing_ok=True)
+            write_json(self.folder / RUN, done)
+            forget_failure(self.folder)
         except OSError as error:
             raise unwritable(error, self.folder) from None
-        finally:
-            self._discard()
-        return record | {"finished": True}
+        return done
 
     def __enter__(self) -> ResultsFolder:
         return self
@@ -150,11 +171,11 @@ class ResultsFolder:
         if "table" in save:
             from .tables import object_table, write_table
 
-            write_table(folder, object_table(result, mpp))
+            write_table(folder, object_table(result, mpp, source.shape))
         if "geojson" in save:
             from .geojson import write_geojson
 
-            write_geojson(folder / "objects.geojson", result, source.path.name, mpp)
+            write_geojson(folder / "objects.geojson", result, source.path.name, mpp, source.shape)
         if "overview" in save:
             from .overview import write_overview
 

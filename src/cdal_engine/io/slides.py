@@ -36,6 +36,7 @@ def open_slide(path: Path) -> Source:
         kind="slide",
         reader=f"OpenSlide, {properties.get('openslide.vendor', 'unknown vendor')}",
         shape=(height, width),
+        channels=3,
         mpp=mpp,
         mpp_source="slide properties" if mpp else "not in the file",
         magnification=_number(properties, "openslide.objective-power"),

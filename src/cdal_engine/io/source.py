@@ -31,6 +31,8 @@ class Source:
         The library that reads it, and the format it found.
     shape : tuple of int
         (H, W) at full resolution.
+    channels : int
+        1 (grayscale) or 3 (RGB) of what `read` returns.
     mpp : float or None
         Micrometres per pixel; None if the file does not say.
     mpp_source : str
@@ -48,6 +50,7 @@ class Source:
     kind: Literal["image", "slide"]
     reader: str
     shape: tuple[int, int]
+    channels: int
     mpp: float | None
     mpp_source: str
     magnification: float | None
@@ -77,7 +80,7 @@ def check_size(shape: tuple[int, int], path: Path) -> None:
 def undecodable(error: Exception, path: Path) -> CdalError:
     """What to raise when a decoder failed: in a damaged file it may raise anything."""
     return CdalError(
-        f"cannot be decoded, the file is damaged or truncated: {error}",
+        f"cannot be decoded, it is damaged, truncated or of an unknown kind: {error}",
         "copy or export the file again",
         path,
     )

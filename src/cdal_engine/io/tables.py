@@ -18,7 +18,7 @@ __all__ = ["object_table", "write_table"]
 _CSV_ROWS = 100_000
 
 
-def object_table(result: Segmentation, mpp: float | None) -> pa.Table:
+def object_table(result: Segmentation, mpp: float | None, shape: tuple[int, int]) -> pa.Table:
     """One row an object, in level-0 pixels with the origin at the corner, and in micrometres.
 
     Parameters
@@ -26,6 +26,8 @@ def object_table(result: Segmentation, mpp: float | None) -> pa.Table:
     result : Segmentation
     mpp : float or None
         Micrometres per level-0 pixel; without it there are no columns in micrometres.
+    shape : tuple of int
+        (H, W) of level 0: the last pixels of the model's grid may reach beyond it.
 
     Returns
     -------
@@ -39,7 +41,8 @@ def object_table(result: Segmentation, mpp: float | None) -> pa.Table:
         "class": pa.array(objects["class"].tolist(), pa.string()),
     }
     for name in ("x", "y", "x0", "y0", "x1", "y1"):
-        columns[name] = pa.array(objects[name] * pixel)
+        largest = shape[1] if name.startswith("x") else shape[0]
+        columns[name] = pa.array((objects[name] * pixel).clip(0, largest))
     columns["area_px"] = pa.array(objects["area_px"] * pixel**2)
     for name in ("score", "agreement"):
         columns[name] = pa.array(objects[name], mask=np.isnan(objects[name].astype(float)))

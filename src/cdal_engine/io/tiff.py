@@ -44,6 +44,7 @@ def _source(tiff: tifffile.TiffFile, path: Path) -> Source:
     page = series.keyframe
     scanner = next((name for key, name in _SCANNERS.items() if getattr(tiff, f"is_{key}")), None)
     axes = _squeezed(series)
+    channels = 3 if page.photometric == tifffile.PHOTOMETRIC.PALETTE else _channels(series, axes)
     shape = tuple(series.shape[series.axes.index(axis)] for axis in "YX")
     check_size((shape[0], shape[1]), path)
     mpp, mpp_source = _resolution(tiff, page)
@@ -52,8 +53,9 @@ def _source(tiff: tifffile.TiffFile, path: Path) -> Source:
     return Source(
         path=path,
         kind="slide" if scanner or levels > 1 else "image",
-        reader=f"tifffile, {kind}, {page.compression.name}, axes {axes}",
+        reader=f"tifffile, {kind}, compression {_name(page.compression)}, axes {axes}",
         shape=(shape[0], shape[1]),
+        channels=channels,
         mpp=mpp,
         mpp_source=mpp_source,
         magnification=_magnification(tiff, page),
@@ -72,6 +74,13 @@ def _first_series(tiff: tifffile.TiffFile, path: Path) -> Any:
     if not len(tiff.pages) or not tiff.series or not tiff.series[0].shape:
         raise damaged
     series = tiff.series[0]
+    scanner = any(getattr(tiff, f"is_{key}") for key in _SCANNERS)
+    others = [s for s in tiff.series[1:] if not s.keyframe.is_reduced]
+    if others and not scanner:
+        sizes = ", ".join(" x ".join(map(str, s.shape)) for s in [series, *others][:5])
+        raise CdalError(
+            f"holds {1 + len(others)} images ({sizes})", "save each as a file of its own", path
+        )
     size = tiff.filehandle.size
     for page in series.levels[0].pages:
         if page is None:
@@ -80,6 +89,36 @@ def _first_series(tiff: tifffile.TiffFile, path: Path) -> Any:
         if not ends or max(ends) > size:
             raise damaged
     return series
+
+
+def _name(tag: Any) -> str:
+    """Name of a TIFF code; the number itself where tifffile knows none."""
+    return str(getattr(tag, "name", tag))
+
+
+def _channels(series: Any, axes: str) -> int:
+    """1 or 3, of what `_read` returns; refuses channels that are not known to be colours."""
+    page = series.keyframe
+    count = int(np.prod([n for a, n in zip(series.axes, series.shape, strict=True) if a in "SC"]))
+    alpha = _alpha(page)
+    colours = count - (alpha is not None)
+    ink = page.photometric == tifffile.PHOTOMETRIC.SEPARATED and count == 4
+    rgb = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    if ink or (colours == 3 and rgb):
+        return 3
+    if colours == 1:
+        return 1
+    raise CdalError(
+        f"{count} channels ({_name(page.photometric)}, axes {axes}) that are not known to be "
+        "grayscale or RGB",
+        "save it as RGB, or one channel as grayscale",
+    )
+
+
+def _alpha(page: Any) -> tifffile.EXTRASAMPLE | None:
+    """The kind of alpha in the last channel, if it is alpha."""
+    kinds = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+    return next((e for e in page.extrasamples if e in kinds), None)
 
 
 def _squeezed(series: Any) -> str:
@@ -120,11 +159,12 @@ def _to_rgb(pixels: NDArray[np.generic], page: Any) -> NDArray[np.generic]:
         return from_palette(pixels, page.colormap)
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         return inverted(pixels)
-    samples = pixels.shape[2] if pixels.ndim == 3 else 1
-    if photometric == tifffile.PHOTOMETRIC.SEPARATED and samples == 4:
+    if photometric == tifffile.PHOTOMETRIC.SEPARATED:
         return from_cmyk(pixels)
-    # Grayscale with alpha, or RGB with alpha.
-    return over_white(pixels) if samples in (2, 4) and page.extrasamples else pixels
+    alpha = _alpha(page)
+    if alpha is None:
+        return pixels
+    return over_white(pixels, premultiplied=alpha == tifffile.EXTRASAMPLE.ASSOCALPHA)
 
 
 def _resolution(tiff: tifffile.TiffFile, page: Any) -> tuple[float | None, str]:

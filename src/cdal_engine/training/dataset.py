@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from .. import instances
 from ..config import ModelConfig, TrainConfig
 from ..errors import CdalError
 from ..io.discovery import open_source
-from ..preparation import grid_scale, prepare, resample
+from ..preparation import grid_scale, normalise, prepare, resample
 
 __all__ = ["Pair", "find_pairs", "load_for_training", "read_pair", "split"]
 
@@ -60,9 +61,10 @@ def _read_labels(path: Path) -> NDArray[np.integer]:
                 labels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, tifffile.TiffFileError) as error:
         raise CdalError(f"cannot be decoded: {error}", "replace the file", path) from None
-    if labels.ndim != 2 or labels.dtype.kind not in "bui":
+    if labels.ndim != 2 or labels.dtype.kind not in "bui" or labels.min(initial=0) < 0:
         raise CdalError(
-            f"labels must be one integer a pixel, got {labels.dtype} of shape {labels.shape}",
+            "labels must be one integer a pixel, not negative; got "
+            f"{labels.dtype} of shape {labels.shape}",
             "save them as 8-bit or 16-bit grayscale",
             path,
         )
@@ -158,12 +160,13 @@ def load_for_training(
     pairs : list of Pair
     model : ModelConfig
     mpp : float or None
-        Micrometres per pixel of the images; None: the model's own.
+        Micrometres per pixel of the images; None: what each file says, else the model's own.
 
     Returns
     -------
     list of tuple
-        (C, H, W) float32 intensities before normalisation and (1, H, W) int32 labels.
+        (C, H, W) float32 intensities and (1, H, W) int32 labels. Intensities are normalised by
+        the whole image's statistics already, or not yet by the model's constants.
 
     Raises
     ------
@@ -171,38 +174,55 @@ def load_for_training(
         Naming every pair that does not fit, at once.
     """
     loaded, problems = [], []
-    scale = grid_scale(mpp, model.image)
     for pair in pairs:
         try:
-            image, labels = read_pair(pair, model)
+            image, labels, own = read_pair(pair, model, mpp)
+            scale = grid_scale(own, model.image)
             x = prepare(image, model.image)
         except CdalError as error:
             problems.append(str(error.at(pair.image)))
             continue
+        if model.target != "classes":
+            # Ids of any size: augmentation keeps those below 2**24.
+            numbers = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
+            labels = numbers + int(labels.min() > 0)
         y = torch.from_numpy(labels.astype(np.int32))[None]
         if scale != 1:
             x = resample(x, scale)
             y = _nearest(y, scale, (x.shape[1], x.shape[2]))
+        if model.image.normalisation == "percentile":
+            x = normalise(x, model.image)
         loaded.append((x, y))
     if problems:
         raise CdalError(f"{len(problems)} unusable pair(s): {'; '.join(problems)}")
     return loaded
 
 
-def read_pair(pair: Pair, model: ModelConfig) -> tuple[NDArray[np.generic], NDArray[np.integer]]:
-    """Read an image and its labels, checked against each other and the model's target.
+def read_pair(
+    pair: Pair, model: ModelConfig, mpp: float | None
+) -> tuple[NDArray[np.generic], NDArray[np.integer], float | None]:
+    """Read an image, its labels and its resolution, checked against each other and the target.
+
+    Parameters
+    ----------
+    pair : Pair
+    model : ModelConfig
+    mpp : float or None
+        Micrometres per pixel; None: what the image's file says, if it does.
 
     Raises
     ------
     CdalError
         If either cannot be read, or they do not fit.
     """
-    image, labels = open_source(pair.image).read(), _read_labels(pair.label)
+    source = open_source(pair.image)
+    image, labels = source.read(), _read_labels(pair.label)
     if labels.shape != image.shape[:2]:
         raise CdalError(f"image {image.shape[:2]} and label {labels.shape} differ in size")
-    if model.target == "nuclei" and labels.any() and len(np.unique(labels)) == 2:
+    one_value = model.target == "nuclei" and len(np.unique(labels[labels > 0])) == 1
+    if one_value and instances.components(labels > 0).max() > 1:
         raise CdalError(
-            "target 'nuclei' needs one id per object, the label holds one value only",
+            "target 'nuclei' needs one id per object, the label holds one value for several",
             "use instance maps, or target 'binary'",
         )
     if model.target == "classes" and labels.max(initial=0) > len(model.classes):
@@ -210,7 +230,7 @@ def read_pair(pair: Pair, model: ModelConfig) -> tuple[NDArray[np.generic], NDAr
             f"class id {labels.max()} with {len(model.classes)} classes configured",
             "name every class in `model.classes`",
         )
-    return image, labels
+    return image, labels, source.mpp if mpp is None else mpp
 
 
 def _nearest(labels: Tensor, scale: float, size: tuple[int, int]) -> Tensor:

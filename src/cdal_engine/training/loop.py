@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .. import targets
 from ..config import TrainConfig
+from ..device import select_device
 from ..diffusion import NoiseSchedule, q_posterior, q_sample, q_step
-from ..errors import CdalError
+from ..errors import Cancelled, CdalError
 from ..losses import (
     SupervisedLoss,
     discriminator_loss,
@@ -30,7 +31,7 @@ from ..losses import (
 from ..model import Model, Networks
 from ..networks import to_label_grid
 from ..preparation import normalise
-from ..segmenter import Segmenter, select_device
+from ..segmenter import Segmenter
 from .augmentation import Augmentation, random_crop
 from .curves import append_row, draw_curves, read_rows
 from .dataset import Pair, load_for_training
@@ -81,12 +82,17 @@ class Trainer:
     ) -> None:
         self.config, self.run_folder, self.validation_pairs = config, run, pairs[1]
         self.device = select_device(device)
+        if config.model.network.spatial_dims != 2:
+            raise CdalError("spatial_dims 3: training is 2-D so far", "use spatial_dims: 2")
+        self._open_folder(resume)
+        # All pairs are checked before the first step; validation reads its own as it goes.
+        load_for_training(pairs[1], config.model, config.mpp)
         self.data = load_for_training(pairs[0], config.model, config.mpp)
         self.schedule = NoiseSchedule.variance_preserving(config.model.diffusion)
         torch.manual_seed(config.seed)
         self.networks = Networks(config.model)
         if init is not None:
-            self.networks.load_state_dict(init.networks.state_dict())
+            _start_from(self.networks, init)
         self.networks.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.networks.requires_grad_(True)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
@@ -100,20 +106,29 @@ class Trainer:
             betas=(0.5, 0.9),
         )
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
-        self._open_folder(resume)
+        if resume:
+            self._restore(self.run_folder / CHECKPOINT)
+        else:
+            self._write_config()
 
     def _open_folder(self, resume: bool) -> None:
-        checkpoint = self.run_folder / CHECKPOINT
+        """Make the run's folder; one that ended before its first checkpoint is used again."""
+        folder = self.run_folder
         if resume:
-            self._restore(checkpoint)
+            if not (folder / CHECKPOINT).is_file():
+                raise CdalError("no checkpoint to resume from", "start without --resume", folder)
             return
-        if self.run_folder.exists() and any(self.run_folder.iterdir()):
-            raise CdalError(
-                "the run folder is not empty",
-                "choose another with -o, or --resume",
-                self.run_folder,
-            )
-        self.run_folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if {path.name for path in folder.iterdir()} - {"config.yaml"}:
+                raise CdalError(
+                    "the run folder is not empty", "choose another with -o, or --resume", folder
+                )
+        except OSError as error:
+            reason = f"cannot be used as run folder: {error.strerror}"
+            raise CdalError(reason, "choose another with -o", folder) from None
+
+    def _write_config(self) -> None:
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         (self.run_folder / "config.yaml").write_text(text)
 
@@ -126,19 +141,31 @@ class Trainer:
         ----------
         report : callable, optional
             Called after every step with `progress` in 0 … 1 and the losses, and after validation
-            with its metrics.
+            with its metrics. If it raises `Cancelled`, the run is saved and can be resumed.
 
         Raises
         ------
+        Cancelled
+            If `report` did.
         CdalError
             If a loss is no longer finite; the last checkpoint stays.
         """
+        report = report or (lambda row: None)
+        try:
+            self._run(report)
+        except Cancelled:
+            self._save()  # raised between two steps: nothing is half done
+            raise
+        return self.run_folder / "best"
+
+    def _run(self, report: Report) -> None:
         start = time.perf_counter() - self.seconds
         validated = saved = self.seconds
         losses: dict[str, list[float]] = defaultdict(list)
-        for images, x_0 in self._batches():
-            progress = self._progress()
-            for name, value in self._train_step(images, x_0, progress).items():
+        batches = self._batches()
+        while self._progress() < 1:
+            images, x_0 = next(batches)
+            for name, value in self._train_step(images, x_0, self._progress()).items():
                 losses[name].append(value)
             self.step += 1
             self.seconds = time.perf_counter() - start
@@ -149,27 +176,30 @@ class Trainer:
                     self.run_folder,
                 )
             row = {"step": float(self.step), "seconds": self.seconds}
-            if report is not None:
-                report(row | {"progress": self._progress()} | {k: v[-1] for k, v in losses.items()})
-            done = self._progress() >= 1
-            if done or self.seconds - validated >= 60 * self.config.validate_every:
-                row |= {name: float(np.mean(values)) for name, values in losses.items()}
-                losses.clear()
-                row |= self._validate()
-                append_row(self.run_folder / "metrics.csv", row)
-                draw_curves(
-                    read_rows(self.run_folder / "metrics.csv"), self.run_folder / "curves.png"
-                )
-                if report is not None:
-                    report(row | {"progress": self._progress()})
-                self.seconds = time.perf_counter() - start
-                validated = self.seconds
-            if done or self.seconds - saved >= 60 * self.config.checkpoint_every:
+            report(row | {"progress": self._progress()} | {k: v[-1] for k, v in losses.items()})
+            if self._progress() >= 1 or self.seconds - saved >= 60 * self.config.checkpoint_every:
                 self._save()
                 saved = self.seconds
-            if done:
-                break
-        return self.run_folder / "best"
+            if self._progress() < 1 and (
+                self.seconds - validated >= 60 * self.config.validate_every
+            ):
+                self._score(losses, report)
+                self.seconds = time.perf_counter() - start
+                validated = saved = self.seconds
+        rows = read_rows(self.run_folder / "metrics.csv")
+        if not rows or rows[-1]["step"] != self.step:  # not so if a finished run is resumed
+            self._score(losses, report)
+
+    def _score(self, losses: dict[str, list[float]], report: Report) -> None:
+        """Validate, save, and add a row to metrics.csv and the curves."""
+        row = {"step": float(self.step), "seconds": self.seconds}
+        row |= {name: float(np.mean(values)) for name, values in losses.items()}
+        losses.clear()
+        row |= self._validate()
+        self._save()  # with the best score, which `best/` now holds
+        append_row(self.run_folder / "metrics.csv", row)
+        draw_curves(read_rows(self.run_folder / "metrics.csv"), self.run_folder / "curves.png")
+        report(row | {"progress": self._progress()})
 
     def _progress(self) -> float:
         by_steps = self.step / self.config.steps
@@ -206,13 +236,15 @@ class Trainer:
         config = self.config
         rng = np.random.default_rng([config.seed, step, index])
         image, labels = self.data[int(rng.integers(len(self.data)))]
+        constant = config.model.image.normalisation == "constant"
         if config.augment:
-            augmentation = Augmentation(config.crop, config.model.image.channels == 3)
+            stained = config.model.image.channels == 3 and constant
+            augmentation = Augmentation(config.crop, stained)
             image, labels = augmentation(image, labels, rng)
         else:
             image, labels = random_crop(image, labels, config.crop, rng)
         x_0 = torch.from_numpy(targets.encode(labels[0].numpy(), config.model))
-        return normalise(image, config.model.image), x_0
+        return normalise(image, config.model.image) if constant else image, x_0
 
     # -- one step ---------------------------------------------------------------------------------
 
@@ -327,14 +359,29 @@ class Trainer:
         os.replace(aside, self.run_folder / CHECKPOINT)
 
     def _restore(self, path: Path) -> None:
-        if not path.is_file():
-            raise CdalError("nothing to resume: no checkpoint", "start without --resume", path)
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        saved = TrainConfig.model_validate_json(state["config"])
-        if saved.model_dump(exclude={"minutes"}) != self.config.model_dump(exclude={"minutes"}):
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            saved = TrainConfig.model_validate_json(state["config"])
+        except Exception as error:  # a damaged file may raise anything
+            raise CdalError(
+                "the checkpoint is damaged", "start anew in another folder with -o", path
+            ) from error
+        length = {"minutes", "steps"}  # a run may be made longer or shorter
+        if saved.model_dump(exclude=length) != self.config.model_dump(exclude=length):
             raise CdalError(
                 "the checkpoint is of another config", "resume with the run's config.yaml", path
             )
         for name in ("networks", "average", "optimizer", "discriminator_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+
+
+def _start_from(networks: Networks, init: Model) -> None:
+    """Copy a model's weights; both must be of one architecture."""
+    try:
+        networks.load_state_dict(init.networks.state_dict())
+    except RuntimeError:
+        raise CdalError(
+            f"model {init.name!r} has another architecture than the config",
+            "take `model:` of the config from the model's config.json",
+        ) from None

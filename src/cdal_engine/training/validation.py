@@ -78,10 +78,10 @@ def evaluate(
     scores = {}
     for pair in pairs:
         try:
-            image, labels = read_pair(pair, segmenter.model.config)
+            image, labels, own = read_pair(pair, segmenter.model.config, mpp)
             result = segmenter.segment(
                 image,
-                mpp=mpp,
+                mpp=own,
                 samples=samples,
                 steps=steps,
                 seed=seed,

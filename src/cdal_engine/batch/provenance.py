@@ -1,0 +1,158 @@
+"""What run.json records of an input's run, and when an earlier record makes a run needless."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import CdalError
+from ..io.records import read_run
+from ..io.source import Source
+from ..segmenter import Segmentation, Segmenter
+
+__all__ = ["Input", "Parameters", "Resolution", "identity_of", "is_finished", "record_of", "same"]
+
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "tifffile",
+    "imagecodecs",
+    "pillow",
+    "openslide-python",
+    "zarr",
+)
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What, with the model, decides an input's results; recorded in its run.json."""
+
+    samples: int = 5
+    steps: int | None = None  # None: what the model was trained with
+    seed: int = 0
+    mpp: float | None = None  # overrides what the input says
+    save: tuple[str, ...] = ("labels", "table", "geojson", "overview")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file to segment and the folder its results go to."""
+
+    path: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Micrometres per pixel of an input, and where they come from."""
+
+    mpp: float | None
+    source: str
+
+
+def identity_of(path: Path) -> Record:
+    """Path, size and time of change of an input.
+
+    Raises
+    ------
+    CdalError
+        If there is no such file.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
+    return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def _answer(parameters: Parameters) -> Record:
+    """What decides the answer itself, whatever of it is saved."""
+    return {key: value for key, value in asdict(parameters).items() if key != "save"}
+
+
+def same(item: Input, segmenter: Segmenter, parameters: Parameters) -> Record | None:
+    """Return the record of an earlier finished run that gave the same answer, if there is one.
+
+    Same input (size and time of change: it may have been moved), model and parameters.
+    """
+    record = read_run(item.folder)
+    try:
+        identity = identity_of(item.path)
+        if (
+            record is not None
+            and record["model"]["digest"] == segmenter.model.digest
+            and {k: v for k, v in record["parameters"].items() if k != "save"}
+            == _answer(parameters)
+            and all(record["input"][key] == identity[key] for key in ("bytes", "modified_ns"))
+        ):
+            return record
+    except (KeyError, TypeError, AttributeError):  # edited by hand: not to be relied on
+        pass
+    return None
+
+
+def is_finished(item: Input, segmenter: Segmenter, parameters: Parameters) -> bool:
+    """Whether an earlier run left all that this one would write."""
+    record = same(item, segmenter, parameters)
+    return (
+        record is not None
+        and set(parameters.save) <= set(record["parameters"].get("save", ()))
+        and all((item.folder / name).exists() for name in record.get("files", ()))
+    )
+
+
+def record_of(
+    item: Input,
+    source: Source,
+    resolution: Resolution,
+    segmenter: Segmenter,
+    parameters: Parameters,
+    result: Segmentation,
+) -> Record:
+    """What run.json says, the seconds left out."""
+    model, (height, width) = segmenter.model, source.shape
+    mpp = resolution.mpp
+    before = same(item, segmenter, parameters)
+    saved = set(parameters.save) | set(before["parameters"]["save"] if before else ())
+    facts = {"reader": source.reader, "kind": source.kind, "shape": [height, width]}
+    return {
+        "version": __version__,
+        "input": identity_of(item.path) | facts,
+        "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
+        "parameters": _answer(parameters) | {"save": sorted(saved)},
+        "device": str(segmenter.device),
+        "tile": segmenter.tile,
+        "threads": torch.get_num_threads(),
+        "mpp": mpp,
+        "mpp_source": resolution.source,
+        "counts": {
+            "objects": len(result.objects["label"]),
+            "area_mm2": None if mpp is None else height * width * (mpp / 1000) ** 2,
+        },
+        "peak_memory_mb": _peak_memory_mb(),
+        "versions": {
+            "napari-cdal": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def _peak_memory_mb() -> float | None:
+    """Largest resident set of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,43 @@
+"""Where the networks run, and what a lack of memory there looks like."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import CdalError
+
+__all__ = ["is_out_of_memory", "select_device"]
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """Choose a device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises
+    ------
+    CdalError
+        If it is not to be had here.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available()}
+    present["mps"] = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in present:
+        raise CdalError(f"unknown device {name!r}", "use auto, cpu, cuda, cuda:N or mps")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if not present[device.type] or (device.index or 0) >= count:
+        raise CdalError(
+            f"device {name!r} is not available here",
+            "use --device auto or cpu; `cdal doctor` shows what is there",
+        )
+    return device
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means too little memory: torch raises a RuntimeError on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "alloc" in str(error)
