@@ -31,7 +31,7 @@ def select_device(name: str = "auto") -> torch.device:
     if not present[device.type] or (device.index or 0) >= count:
         raise CdalError(
             f"device {name!r} is not available here",
-            "use --device auto or cpu; `cdal doctor` shows what is there",
+            "choose auto or cpu; `cdal doctor` shows what is there",
         )
     return device
 

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from cdal_engine.config import ImageConfig
 
-__all__ = ["MAX_MEGAPIXELS", "Plane", "check", "placement", "plane_of"]
+__all__ = [
+    "MAX_MEGAPIXELS",
+    "Plane",
+    "check",
+    "enlargement",
+    "full_resolution",
+    "placement",
+    "plane_of",
+]
 
 MAX_MEGAPIXELS = 400  # the engine keeps about 60 bytes a pixel
 
@@ -40,6 +48,8 @@ class Plane:
     size : tuple of int
         (H, W) in pixels.
     rgb : bool
+    oblique : bool
+        Whether the layer is a stack turned out of the sliders' axes.
     spacing : tuple of float or None
         Micrometres per pixel along y and x; None if the layer's units are no lengths.
     placement : dict
@@ -52,6 +62,7 @@ class Plane:
     index: tuple[int, ...]
     size: tuple[int, int]
     rgb: bool
+    oblique: bool
     spacing: tuple[float, float] | None
     placement: dict[str, Any]
 
@@ -79,6 +90,11 @@ class Plane:
         return over_white(pixels) if self.rgb and pixels.shape[-1] == 4 else pixels
 
 
+def full_resolution(layer: Image) -> Any:
+    """The layer's data, the finest level of several."""
+    return layer.data[0] if layer.multiscale else layer.data
+
+
 def plane_of(layer: Image, point: Sequence[float]) -> Plane:
     """Take the plane of `layer` on its last two axes that the viewer shows.
 
@@ -88,7 +104,7 @@ def plane_of(layer: Image, point: Sequence[float]) -> Plane:
     point : sequence of float
         Where the viewer's sliders are, in world coordinates.
     """
-    data = layer.data[0] if layer.multiscale else layer.data
+    data = full_resolution(layer)
     shape = tuple(data.shape[:-1] if layer.rgb else data.shape)
     position = np.round(layer.world_to_data(point)).astype(int)
     index = tuple(
@@ -102,6 +118,7 @@ def plane_of(layer: Image, point: Sequence[float]) -> Plane:
         index=index,
         size=(int(shape[-2]), int(shape[-1])),
         rgb=bool(layer.rgb),
+        oblique=_is_oblique(layer),
         spacing=_spacing(layer),
         placement=placement(layer, index),
     )
@@ -125,6 +142,18 @@ def placement(layer: Image, index: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _is_oblique(layer: Image) -> bool:
+    """Whether a stack's planes are tilted against the viewer's: no plane of it is then shown."""
+    origin = np.asarray(layer.data_to_world(np.zeros(layer.ndim)))
+    axes = [np.asarray(layer.data_to_world(step)) - origin for step in np.eye(layer.ndim)]
+    across = np.stack(axes, axis=1)[:-2]  # what each step adds to the sliders' coordinates
+    straight = np.zeros_like(across)
+    np.fill_diagonal(straight, np.diagonal(across))
+    return not np.allclose(
+        across, straight, atol=1e-6 * max(float(np.abs(across).max(initial=0)), 1)
+    )
+
+
 def _spacing(layer: Image) -> tuple[float, float] | None:
     """Micrometres that one step along y and one along x cover in the world."""
     micrometres = [
@@ -146,8 +175,20 @@ def _spacing(layer: Image) -> tuple[float, float] | None:
     return lengths[0], lengths[1]
 
 
-def check(plane: Plane, config: ImageConfig) -> None:
+def enlargement(mpp: float | None, config: ImageConfig) -> float:
+    """Pixels of the model's grid along one pixel of the image."""
+    return mpp / config.mpp if mpp and config.mpp else 1.0
+
+
+def check(plane: Plane, config: ImageConfig, mpp: float | None) -> None:
     """Refuse what the model cannot segment, before any work is done.
+
+    Parameters
+    ----------
+    plane : Plane
+    config : ImageConfig
+    mpp : float or None
+        Micrometres per pixel that the plane would be segmented with.
 
     Raises
     ------
@@ -155,6 +196,7 @@ def check(plane: Plane, config: ImageConfig) -> None:
         For an empty layer, one of the wrong kind, or one too large for memory.
     """
     height, width = plane.size
+    megapixels = height * width * max(enlargement(mpp, config), 1.0) ** 2 / 1e6
     if 0 in plane.data.shape:
         raise CdalError(f"layer {plane.name!r} is empty", "choose another layer")
     if config.channels == 3 and not plane.rgb:
@@ -167,9 +209,14 @@ def check(plane: Plane, config: ImageConfig) -> None:
             f"layer {plane.name!r} is RGB and this model takes grayscale images",
             "choose a grayscale layer (Split RGB in its menu makes some) or an RGB model",
         )
-    if height * width > MAX_MEGAPIXELS * 1e6:
+    if plane.oblique:
         raise CdalError(
-            f"layer {plane.name!r} has {height * width / 1e6:.0f} megapixels; up to "
-            f"{MAX_MEGAPIXELS} fit in memory here",
-            "crop the region of interest into a layer of its own",
+            f"layer {plane.name!r} is a stack turned out of the sliders' axes",
+            "turn it back (rotate, shear, affine), or choose another layer",
+        )
+    if megapixels > MAX_MEGAPIXELS:
+        raise CdalError(
+            f"layer {plane.name!r} has {megapixels:.0f} megapixels at the model's resolution; "
+            f"up to {MAX_MEGAPIXELS} fit in memory",
+            "crop the region of interest into a layer of its own, or correct µm per pixel",
         )

@@ -27,7 +27,7 @@ _NOTES = {
 _DISPLAY: dict[str, dict[str, Any]] = {
     "probability": {"colormap": "viridis", "contrast_limits": (0, 1)},
     "uncertainty": {"colormap": "magma", "contrast_limits": (0, 1)},
-    "attention": {"colormap": "turbo", "contrast_limits": (0, 2)},
+    "attention": {"colormap": "turbo"},  # varies little around 1: napari finds its limits
     "samples": {"colormap": "viridis", "contrast_limits": (0, 1)},
 }
 

@@ -61,7 +61,7 @@ class SegmentForm:
         self.steps.tooltip = "Diffusion steps of each sample; 0: one quick deterministic answer."
         self.device = ComboBox(label="Device", choices=devices())
         self.device.tooltip = "auto: the graphics card if there is one."
-        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=10_000, step=0.0001)
+        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=100, step=0.0001)
         self.mpp.native.setSpecialValueText("unknown")
         self.mpp.tooltip = (
             "Size of the image's pixels: the layer's scale where its units are lengths, "
@@ -97,6 +97,8 @@ class SegmentForm:
         ):
             label = QLabel(field.label)
             label.setToolTip(field.tooltip)
+            label.setBuddy(field.native)
+            field.native.setAccessibleName(field.label)
             rows.addRow(label, field.native)
         for menu in (self.image.native, self.model.native):  # long names must not widen the dock
             menu.setSizeAdjustPolicy(menu.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)

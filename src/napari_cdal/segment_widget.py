@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from cdal_engine import weights
 from cdal_engine.config import ModelConfig, read_model_config
 from cdal_engine.errors import CdalError
 
-from .planes import Plane, check, placement, plane_of
+from .planes import Plane, check, enlargement, full_resolution, placement, plane_of
 from .results import METADATA_KEY, layer_data
 from .segment_form import SegmentForm
 from .worker import Answer, Job, Run, start
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentWidget"]
 
+_NOTABLE = 1.5  # a change of scale worth a word before running
 _POLL = 100  # milliseconds between looks at a run's progress
 _OUTLINE = 2  # pixels; the objects stay visible inside it
 
@@ -113,7 +115,8 @@ class SegmentWidget(Container[Widget]):
                 for event in ("scale", "affine", "units") if watched is not None else ():
                     getattr(getattr(watched.events, event), act)(self._fill_resolution)
             self._watched = layer
-        self._fill_resolution()
+            self._fill_resolution()
+        self._show_hint()  # a rename keeps what was entered
 
     def _plane(self) -> Plane | None:
         layer = self.form.image.value
@@ -142,6 +145,10 @@ class SegmentWidget(Container[Widget]):
         notes = []
         if plane.index:
             notes.append(", of the stack only the slice shown (2-D)")
+        larger = enlargement(self.form.mpp.value, config.image)
+        if larger > _NOTABLE or larger < 1 / _NOTABLE:
+            height, width = (round(n * larger) for n in plane.size)
+            notes.append(f". At the model's resolution: {width} × {height}")
         if plane.spacing and max(plane.spacing) > 1.1 * min(plane.spacing):
             notes.append(f". They are not square: taken as {plane.mpp:.3g} µm")
         elif plane.mpp is None and config.image.mpp == self.form.mpp.value:
@@ -154,7 +161,13 @@ class SegmentWidget(Container[Widget]):
             raise CdalError("no image layer", "open one, or File > Open Sample > cDAL")
         if config is None:
             raise CdalError("no model is installed", "install napari-cdal again")
-        check(plane, config.image)
+        dims = self._viewer.dims
+        if dims.ndisplay != 2 or tuple(dims.displayed) != (dims.ndim - 2, dims.ndim - 1):
+            raise CdalError(
+                "the viewer shows a volume, or other axes than the last two",
+                "show the image's own planes in 2-D first",
+            )
+        check(plane, config.image, self.form.mpp.value or None)
         return plane, config
 
     def _job(self) -> Job:
@@ -194,13 +207,14 @@ class SegmentWidget(Container[Widget]):
         if self._worker is not None:
             self._worker.quit()
             self.cancel_button.enabled = False
+            self._show_progress()
 
     def _show_progress(self) -> None:
         if self._run is not None:
             self.progress.max = max(self._run.total, 1)
             self.progress.value = self._run.done
             stopping = not self.cancel_button.enabled
-            self._say("Stopping after this tile…" if stopping else self._run.text())
+            self._say("Stopping after the current pass…" if stopping else self._run.text())
 
     def _on_returned(self, result: Answer | str | None) -> None:
         if isinstance(result, str):
@@ -223,7 +237,9 @@ class SegmentWidget(Container[Widget]):
         """Add the layers, placed as the source is now, and return what to tell the user."""
         plane, segmentation = answer.job.plane, answer.segmentation
         layer, layers = plane.layer, self._viewer.layers
-        present = layer in layers and layer.ndim == len(plane.index) + 2
+        same_image = full_resolution(layer) is plane.data
+        present = layer in layers and same_image
+        maps = 0
         for data, arguments, kind in layer_data(
             segmentation,
             source=str(layer.name),
@@ -237,13 +253,16 @@ class SegmentWidget(Container[Widget]):
             added = self._viewer.add_layer(Layer.create(data, arguments, kind))
             if kind == "labels":
                 added.contour = _OUTLINE
+            else:
+                maps += 1
         count = len(segmentation.objects["label"])
         device = answer.facts["device"]
-        text = f"{count} objects in {segmentation.seconds:.1f} s on {device}."
-        if answer.job.wanted:
+        text = f"{count} object{'s' * (count != 1)} in {segmentation.seconds:.1f} s on {device}."
+        if maps:
             text += " The maps are hidden: click their eyes to see them."
         if not present:
-            text += " The image's layer is gone: placed where it was."
+            what = "layer is gone" if same_image else "data were replaced meanwhile"
+            text += f" The image's {what}: placed where it was."
         return text
 
     def _set_running(self, running: bool) -> None:
@@ -261,7 +280,8 @@ class SegmentWidget(Container[Widget]):
         """Let a running worker stop unheard: this widget is going away."""
         worker, self._worker, self._run = self._worker, None, None
         if worker is not None:
-            worker.returned.disconnect(self._on_returned)
-            worker.errored.disconnect(self._on_errored)
-            worker.finished.disconnect(self._on_finished)
             worker.quit()
+            with suppress(RuntimeError):  # Qt may have deleted the worker's signals already
+                worker.returned.disconnect(self._on_returned)
+                worker.errored.disconnect(self._on_errored)
+                worker.finished.disconnect(self._on_finished)

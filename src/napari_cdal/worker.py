@@ -110,7 +110,7 @@ class Run:
             "model": model.name,
             "digest": model.digest,
             "device": str(segmenter.device),
-            "samples": job.samples,
+            "samples": job.samples if job.steps else 1,
             "steps": job.steps,
             "seed": job.seed,
             "mpp": segmentation.mpp,

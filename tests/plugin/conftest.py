@@ -18,7 +18,7 @@ def tile() -> NDArray[np.uint8]:
     """A crop of the H&E sample, 96x120 RGB, that is quick to segment."""
     from napari_cdal.sample_data import he_tile
 
-    return np.ascontiguousarray(he_tile()[0][0][:96, :120])
+    return np.ascontiguousarray(he_tile()[0][0][200:296, 250:370])
 
 
 @pytest.fixture

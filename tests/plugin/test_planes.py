@@ -22,7 +22,7 @@ def test_plane_of_an_rgb_layer(tile: NDArray[np.uint8]) -> None:
     plane = plane_of(layer, (0, 0))
     assert (plane.name, plane.size, plane.index, plane.rgb) == ("tile", (96, 120), (), True)
     np.testing.assert_array_equal(plane.read(), tile)
-    check(plane, RGB)
+    check(plane, RGB, None)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def layer_over(data: Any, **arguments: Any) -> Image:
 )
 def test_refused_with_a_reason_and_a_remedy(layer: Any, config: ImageConfig, reason: str) -> None:
     with pytest.raises(CdalError, match=reason) as error:
-        check(plane_of(layer(), (0, 0)), config)
+        check(plane_of(layer(), (0, 0)), config, None)
     assert error.value.remedy
 
 
@@ -148,3 +148,25 @@ def test_data_that_cannot_be_read_names_the_layer(tile: NDArray[np.uint8]) -> No
     plane = plane_of(layer_over(Broken(), name="remote"), (0, 0))
     with pytest.raises(CdalError, match="'remote' cannot be read: the drive is gone"):
         plane.read()
+
+
+def test_a_plane_too_large_at_the_models_resolution_is_refused(tile: NDArray[np.uint8]) -> None:
+    plane = plane_of(Image(tile, rgb=True), (0, 0))
+    check(plane, RGB, 0.25)
+    with pytest.raises(CdalError, match="megapixels at the model's resolution"):
+        check(plane, RGB, 60.0)
+
+
+@pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
+@pytest.mark.parametrize("turned", [{"rotate": (10, 20, 30)}, {"shear": (0.1, 0.2, 0.3)}])
+def test_a_stack_turned_out_of_the_sliders_axes_is_refused(
+    tile: NDArray[np.uint8], turned: dict[str, Any]
+) -> None:
+    stack = np.stack([tile] * 3)
+    plane = plane_of(Image(stack, rgb=True, scale=(2, 1, 1), **turned), (2, 0, 0))
+    with pytest.raises(CdalError, match="turned out of the sliders' axes"):
+        check(plane, RGB, None)
+    turn = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
+    in_plane = plane_of(Image(stack, rgb=True, scale=(2, 1, 1), rotate=turn), (2, 0, 0))
+    check(in_plane, RGB, None)
+    assert in_plane.index == (1,)

@@ -49,7 +49,7 @@ def test_a_run_adds_labels_and_maps_where_the_image_is(
     widget = docked(viewer)
     assert widget.form.image.value is source
     status = run(widget, qtbot)
-    assert "objects in" in status
+    assert " in " in status
     assert names(viewer)[1:] == [
         f"{what}: tile, tiny" for what in ("attention", "uncertainty", "probability", "labels")
     ]
@@ -60,7 +60,7 @@ def test_a_run_adds_labels_and_maps_where_the_image_is(
         np.testing.assert_array_equal(layer.affine.affine_matrix, source.affine.affine_matrix)
         assert (layer.units, layer.axis_labels) == (source.units, source.axis_labels)
     labels = viewer.layers[-1]
-    assert status.startswith(f"{len(labels.features)} objects")
+    assert status.startswith(f"{len(labels.features)} object")
     assert set(labels.features["index"]) == set(np.unique(labels.data)) - {0}
     assert {"area_um2", "y", "x", "score", "agreement"} <= set(labels.features)
     assert labels.metadata["cdal"]["samples"] == 2
@@ -333,3 +333,44 @@ def test_sample_and_shipped_model_through_the_manifest(
     area = labels.features["area_um2"]
     assert 50 < len(area) < 1000
     assert 10 < np.median(area) < 120  # nuclei of skin, µm²
+
+
+def test_a_corrected_resolution_survives_a_rename(
+    viewer: Any, docked: Any, tile: NDArray[np.uint8]
+) -> None:
+    layer = viewer.add_image(tile, name="tile", rgb=True)
+    widget = docked(viewer)
+    widget.form.mpp.value = 0.4
+    layer.name = "renamed"
+    viewer.add_image(tile, name="other", rgb=True)
+    assert widget.form.image.value is layer
+    assert widget.form.mpp.value == 0.4
+    layer.scale = (3, 3)
+    layer.units = ("micrometer", "micrometer")
+    assert widget.form.mpp.value == 3
+
+
+def test_image_data_replaced_during_a_run_are_noticed(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    layer = viewer.add_image(tile, name="tile", rgb=True)
+    widget = docked(viewer)
+    widget.run_button.native.click()
+    layer.data = tile[:50, :40].copy()
+    wait(widget, qtbot)
+    assert "data were replaced meanwhile" in widget.status.value
+
+
+def test_only_what_is_seen_is_segmented(viewer: Any, docked: Any, tile: NDArray[np.uint8]) -> None:
+    viewer.add_image(np.stack([tile] * 3), name="stack", rgb=True)
+    widget = docked(viewer)
+    viewer.dims.roll()
+    widget.run_button.native.click()
+    assert not widget.running
+    assert "other axes than the last two" in widget.status.value
+
+
+def test_fields_have_names_for_screen_readers(viewer: Any, docked: Any) -> None:
+    form = docked(viewer).form
+    assert form.mpp.native.accessibleName() == "µm per pixel"
+    assert form.image.native.accessibleName() == "Image"

@@ -23,7 +23,7 @@ def demo(
     item = Input(he_path(), output)
     with bars(1) as shown:
         shown.start(item.path.name)
-        result, _ = run_one(item, segmenter, Parameters(mpp=HE_MPP, save=save), shown.passes)
+        result, _ = run_one(item, segmenter, Parameters(save=save), shown.passes)
     area = result.labels.size * (HE_MPP / 1000) ** 2  # mm²
     count = len(result.objects["label"])
     sure = float((result.objects["agreement"] == 1).mean()) if count else 0.0
