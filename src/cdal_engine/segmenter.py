@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -283,7 +284,8 @@ class Segmenter:
                 run.advance()
             return x_0
 
-        last = sample(denoise, to_label_grid, run.schedule, draw, draw_latent)
+        to_grid = partial(to_label_grid, scale=config.diffusion.label_scale)
+        last = sample(denoise, to_grid, run.schedule, draw, draw_latent)
         answers = ((last.x_0 + 1) / 2).unflatten(0, (len(tiles), run.samples))
         if not run.attention:
             return answers, None

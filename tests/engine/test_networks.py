@@ -37,7 +37,7 @@ def test_shapes_and_range(target: str, dims: int) -> None:
     assert x_0.abs().max() <= 1
     if k > 1:  # channels are probabilities of one pixel
         torch.testing.assert_close(((x_0 + 1) / 2).sum(dim=1), torch.ones(2, *size))
-    on_grid = to_label_grid(x_0)
+    on_grid = to_label_grid(x_0, 0.3)
     logits = Discriminator(config)(on_grid, x_t, image, torch.tensor([0.25, 1.0]))
     assert logits.shape == (2, 1, *(2,) * dims)
 
@@ -59,7 +59,7 @@ def test_gradient_reaches_every_parameter() -> None:
     image, x_t, level = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 16, 16), torch.rand(2)
     features = generator.encode(image)
     x_0 = generator.denoise(x_t, level, torch.randn(2, 4), features)
-    logits = discriminator(to_label_grid(x_0), x_t, image, level)
+    logits = discriminator(to_label_grid(x_0, 0.3), x_t, image, level)
     (x_0.square().mean() + features.logits.square().mean() + logits.square().mean()).backward()
     for name, parameter in [*generator.named_parameters(), *discriminator.named_parameters()]:
         assert parameter.grad is not None, name

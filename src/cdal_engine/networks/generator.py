@@ -14,10 +14,13 @@ __all__ = ["Generator", "to_label_grid"]
 LABEL_STRIDE = 2  # image pixels per pixel of the label grid, where x_t and noise live
 
 
-def to_label_grid(x_0: Tensor) -> Tensor:
-    """Average (B, K, H, W) label maps to the label grid, (B, K, H/2, W/2)."""
+def to_label_grid(x_0: Tensor, scale: float) -> Tensor:
+    """Average (B, K, H, W) label maps to the label grid, (B, K, H/2, W/2), and scale them.
+
+    `scale` is the config's `diffusion.label_scale`.
+    """
     pool = F.avg_pool2d if x_0.ndim == 4 else F.avg_pool3d
-    return pool(x_0, LABEL_STRIDE)
+    return pool(x_0, LABEL_STRIDE) * scale
 
 
 class Generator(nn.Module):

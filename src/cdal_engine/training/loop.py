@@ -257,7 +257,8 @@ class Trainer:
             optimizer.param_groups[0]["lr"] = rate * self._learning_rate_factor(progress)
         self.networks.train()
         draw = torch.Generator().manual_seed(hash((self.config.seed, self.step)) & 0x7FFFFFFF)
-        on_grid = to_label_grid(x_0)
+        scale = self.config.model.diffusion.label_scale
+        on_grid = to_label_grid(x_0, scale)
         t = torch.randint(1, self.schedule.steps + 1, (len(x_0),), generator=draw)
         noises = [self._to_device(torch.randn(on_grid.shape, generator=draw)) for _ in range(3)]
         z = torch.randn(len(x_0), self.config.model.network.latent_dim, generator=draw)
@@ -270,7 +271,9 @@ class Trainer:
             x_0_pred = self.networks.generator.denoise(
                 attended, level, z.to(self.device), features
             ).float()
-            x_prev_pred = q_posterior(self.schedule, to_label_grid(x_0_pred), x_t, t, noises[2])
+            x_prev_pred = q_posterior(
+                self.schedule, to_label_grid(x_0_pred, scale), x_t, t, noises[2]
+            )
             losses = self._discriminator_step(x_prev, x_prev_pred.detach(), x_t, images, level)
             self.networks.discriminator.requires_grad_(False)
             fake = self.networks.discriminator(x_prev_pred, x_t, images, level)
