@@ -114,7 +114,7 @@ def layer_data(
         arguments["name"] = _name(title, source, model, number)
         arguments["metadata"] = {METADATA_KEY: {"what": what, "note": _NOTES[what], **(run or {})}}
         if what == "labels":
-            arguments["features"] = features(segmentation, classes)
+            arguments |= {"features": features(segmentation, classes), "opacity": 1.0}
         else:
             arguments |= {"visible": False, "opacity": 0.7, "rgb": False, **_DISPLAY[what]}
         layers.append((data, arguments, "labels" if what == "labels" else "image"))

@@ -72,13 +72,8 @@ class Run:
             return None
         except CdalError as error:
             return str(error)
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "memory" in str(error):
-                return (
-                    "Not enough memory for this image on this device "
-                    "(crop it, take fewer samples, or choose device cpu)"
-                )
-            raise
+        except MemoryError:  # reading the layer; the engine reports its own
+            return "Not enough memory to read this image (crop it)"
 
     def _segment(self) -> Answer:
         try:  # loads torch, which takes seconds
