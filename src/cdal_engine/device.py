@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from .errors import CdalError
 
-__all__ = ["is_out_of_memory", "select_device"]
+__all__ = ["is_out_of_memory", "memory_reported", "out_of_memory", "select_device"]
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -41,3 +44,19 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "alloc" in str(error)
+
+
+def out_of_memory(reason: str = "there is not enough memory") -> CdalError:
+    """What to raise, and what can be done, where memory does not suffice."""
+    return CdalError(reason, "crop the image, take fewer samples, or correct --mpp if it is wrong")
+
+
+@contextmanager
+def memory_reported() -> Iterator[None]:
+    """Turn what torch raises for a lack of memory into an error to act on."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory() from error
+        raise

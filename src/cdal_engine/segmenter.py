@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from . import instances, targets
 from .config import ModelConfig
-from .device import is_out_of_memory, select_device
+from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
 from .model import Model
@@ -184,17 +184,11 @@ class Segmenter:
         x = prepare(image, config.image)
         _check_memory(x.shape[1] * x.shape[2] * scale**2)
         x = normalise(resample(x, scale) if scale != 1 else x, config.image)
-        halo = self._halo(schedule)
-        tiles = plan(self._padded(x).shape[1:], self.tile, halo)
+        tiles = plan(self._padded(x).shape[1:], self.tile, self._halo(schedule))
         advance = _counter(progress, len(tiles) * (1 + (schedule.steps if schedule else 0)))
         run = _Run(samples, schedule, seed, attention and schedule is not None, advance)
-        try:
-            with torch.inference_mode():
-                maps = self._fill(x, tiles, run, keep_samples)
-        except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise _no_memory("there is not enough memory") from error
-            raise
+        with torch.inference_mode(), memory_reported():
+            maps = self._fill(x, tiles, run, keep_samples)
         mpp = mpp or config.image.mpp
         if on_model_grid and scale != 1:
             grid = (int(x.shape[1]), int(x.shape[2]))
@@ -351,14 +345,10 @@ class Segmenter:
         )
 
 
-def _no_memory(reason: str) -> CdalError:
-    return CdalError(reason, "crop the image, take fewer samples, or correct --mpp if it is wrong")
-
-
 def _check_memory(pixels: float) -> None:
     """Refuse what would not fit, before memory is taken."""
     if pixels > MAX_MEGAPIXELS * 1e6:
-        raise _no_memory(
+        raise out_of_memory(
             f"{pixels / 1e6:.0f} megapixels at the model's resolution; up to {MAX_MEGAPIXELS} "
             "are segmented at once so far"
         )

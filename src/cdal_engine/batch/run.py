@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..device import is_out_of_memory
+from ..device import is_out_of_memory, out_of_memory
 from ..errors import Cancelled, CdalError
 from ..io.discovery import open_source
 from ..io.records import forget_failure, read_run, write_failure
@@ -130,7 +130,7 @@ def _attempt(
 
 def _as_failure(error: Exception) -> CdalError:
     if is_out_of_memory(error):
-        return CdalError("there is not enough memory", "crop the image, or take fewer samples")
+        return out_of_memory()
     if isinstance(error, OSError):
         return CdalError(str(error.strerror or error), "check the disk and its rights")
     return CdalError(f"{type(error).__name__}: {error}", "unexpected; --debug shows where")

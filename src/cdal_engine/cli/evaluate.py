@@ -68,13 +68,18 @@ def evaluate(
             )
             means[answer] = validation.mean_of(scores)
             report[answer] = {"mean": means[answer], "images": scores}
+    _show(means)
+    if output is not None:
+        write_aside(output, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
+
+
+def _show(means: dict[str, dict[str, float]]) -> None:
+    """Print each mean of the sampled answer, and beside it the supervised head's."""
     for name, value in means["sampled"].items():
         beside = means["supervised"].get(name)
         typer.echo(
             f"{name:<18} {value:8.4f}   " + ("" if beside is None else f"supervised {beside:.4f}")
         )
-    if output is not None:
-        write_aside(output, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
 
 
 def _without_nan(value: object) -> object:

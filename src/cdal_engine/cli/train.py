@@ -5,13 +5,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import Cancelled, CdalError
 from . import options
 from .progress import console, share_bar
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+    from ..model import Model
 
 
 def train(
@@ -36,7 +40,6 @@ def train(
         raise CdalError(
             f"training needs {error.name}", "pip install 'napari-cdal[train]'"
         ) from None
-    from ..config import TrainConfig
     from ..model import Model
     from ..training.dataset import find_pairs, split
 
@@ -45,12 +48,8 @@ def train(
     if resume and init is not None:
         raise CdalError("--resume goes on from a checkpoint, not from --init", "give one of them")
     run = output or Path("cdal-runs") / time.strftime("%Y%m%d-%H%M%S")
-    if resume and config is None:
-        config = run / "config.yaml"
-    settings = TrainConfig.from_file(config) if config else TrainConfig()
     start = Model.load(init) if init else None
-    if start is not None and config is None:
-        settings = settings.model_copy(update={"model": start.config})
+    settings = _settings(run / "config.yaml" if resume and config is None else config, start)
     changes = {"steps": steps, "minutes": minutes}
     settings = settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
     pairs = split(find_pairs(data), settings)
@@ -76,6 +75,15 @@ def train(
             console.print(f"saved; go on with --resume -o {run}", markup=False, soft_wrap=True)
             raise KeyboardInterrupt from None
     typer.echo(f"best model: {best}; use it with --model {best}")
+
+
+def _settings(config: Path | None, start: "Model | None") -> "TrainConfig":
+    """Read the config, or take the defaults for the model to start from."""
+    from ..config import TrainConfig
+
+    if config is not None:
+        return TrainConfig.from_file(config)
+    return TrainConfig() if start is None else TrainConfig(model=start.config)
 
 
 @contextmanager
