@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
-from napari.layers import Image, Layer
+from napari.layers import Image, Labels, Layer
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QSizePolicy
 
@@ -17,7 +17,7 @@ from cdal_engine.config import ModelConfig, read_model_config
 from cdal_engine.errors import CdalError
 
 from .planes import Plane, check, enlargement, full_resolution, placement, plane_of
-from .results import METADATA_KEY, layer_data
+from .results import METADATA_KEY, LayerData, layer_data
 from .segment_form import SegmentForm
 from .worker import Answer, Job, Run, start
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["SegmentWidget"]
 
 _NOTABLE = 1.5  # a change of scale worth a word before running
-_POLL = 100  # milliseconds between looks at a run's progress
 _OUTLINE = 2  # pixels; the objects stay visible inside it
+_POLL = 100  # milliseconds between looks at a run's progress
 
 
 class SegmentWidget(Container[Widget]):
@@ -52,6 +52,7 @@ class SegmentWidget(Container[Widget]):
         self._run: Run | None = None
         self._worker: Any = None
         self._outcome = ""
+        self._pending: list[LayerData] = []  # layers still to be added
         self.form = SegmentForm(self._images, configs)
         self.run_button = PushButton(text="Run")
         self.cancel_button = PushButton(text="Cancel", enabled=False)
@@ -220,27 +221,36 @@ class SegmentWidget(Container[Widget]):
         if isinstance(result, str):
             self._outcome = result
         elif result is not None:
-            self._outcome = "The results could not be added."
-            self._outcome = self._add(result)
+            self._outcome, self._pending = self._layers(result)
 
     def _on_errored(self, error: Exception) -> None:
         self._outcome = f"Unexpected {type(error).__name__}: {error} (napari's message has more)"
 
     def _on_finished(self) -> None:
         self._timer.stop()
-        self._run = self._worker = None
-        self._set_running(False)
-        self.progress.max, self.progress.value = 1, 0
-        self._say(self._outcome)
+        self._worker = None
+        self._add_next()
 
-    def _add(self, answer: Answer) -> str:
-        """Add the layers, placed as the source is now, and return what to tell the user."""
+    def _add_next(self) -> None:
+        """Add a layer and come back for the next, so that the window is never busy for long."""
+        if self._pending:
+            QTimer.singleShot(0, self._add_next)  # also if this one cannot be added
+            added = self._viewer.add_layer(Layer.create(*self._pending.pop(0)))
+            if isinstance(added, Labels):
+                added.contour = _OUTLINE
+        elif self._run is not None:
+            self._run = None
+            self._set_running(False)
+            self.progress.max, self.progress.value = 1, 0
+            self._say(self._outcome)
+
+    def _layers(self, answer: Answer) -> tuple[str, list[LayerData]]:
+        """What to tell the user, and the layers, placed as the source is now."""
         plane, segmentation = answer.job.plane, answer.segmentation
         layer, layers = plane.layer, self._viewer.layers
         same_image = full_resolution(layer) is plane.data
         present = layer in layers and same_image
-        maps = 0
-        for data, arguments, kind in layer_data(
+        made = layer_data(
             segmentation,
             source=str(layer.name),
             model=answer.model,
@@ -249,21 +259,16 @@ class SegmentWidget(Container[Widget]):
             wanted=answer.job.wanted,
             taken=[other.name for other in layers],
             run=answer.facts,
-        ):
-            added = self._viewer.add_layer(Layer.create(data, arguments, kind))
-            if kind == "labels":
-                added.contour = _OUTLINE
-            else:
-                maps += 1
+        )
         count = len(segmentation.objects["label"])
         device = answer.facts["device"]
         text = f"{count} object{'s' * (count != 1)} in {segmentation.seconds:.1f} s on {device}."
-        if maps:
+        if len(made) > 1:
             text += " The maps are hidden: click their eyes to see them."
         if not present:
             what = "layer is gone" if same_image else "data were replaced meanwhile"
             text += f" The image's {what}: placed where it was."
-        return text
+        return text, made
 
     def _set_running(self, running: bool) -> None:
         self.run_button.enabled = not running
@@ -279,6 +284,7 @@ class SegmentWidget(Container[Widget]):
     def _abandon(self, *_: object) -> None:
         """Let a running worker stop unheard: this widget is going away."""
         worker, self._worker, self._run = self._worker, None, None
+        self._pending.clear()
         if worker is not None:
             worker.quit()
             with suppress(RuntimeError):  # Qt may have deleted the worker's signals already

@@ -374,3 +374,18 @@ def test_fields_have_names_for_screen_readers(viewer: Any, docked: Any) -> None:
     form = docked(viewer).form
     assert form.mpp.native.accessibleName() == "µm per pixel"
     assert form.image.native.accessibleName() == "Image"
+
+
+def test_the_window_has_its_turn_between_layers(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(tile, name="tile", rgb=True)
+    widget = docked(viewer)
+    turns: list[int] = []
+
+    def between(event: Any) -> None:
+        QTimer.singleShot(0, lambda: turns.append(len(viewer.layers)))
+
+    viewer.layers.events.inserted.connect(between)
+    run(widget, qtbot)
+    assert turns[:3] == [2, 3, 4]  # each before the next layer came
