@@ -388,4 +388,4 @@ def test_the_window_has_its_turn_between_layers(
 
     viewer.layers.events.inserted.connect(between)
     run(widget, qtbot)
-    assert turns[:3] == [2, 3, 4]  # each before the next layer came
+    assert len(set(turns[:3])) == 3, turns  # added in one turn, all would be counted at once
