@@ -16,6 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from cdal_engine.io.records import read_run
 from cdal_engine.samples import he_path
 
 TILE = np.asarray(Image.open(he_path()))[200:296, 250:370]
@@ -127,7 +128,7 @@ def test_interrupted_and_run_again_ends_the_same(folder: Path, tiny_model: Path)
     subprocess.run([*command, "-o", str(folder.parent / "whole")], check=True, timeout=200)
     out = folder.parent / "cut"
     process = subprocess.Popen([*command, "-o", str(out)], stderr=subprocess.PIPE, text=True)
-    while not (out / "a.png" / "run.json").exists():
+    while read_run(out / "a.png") is None:  # finished, not only begun
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
