@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from .. import __version__
 from ..errors import CdalError
 from . import batch, demo, doctor, evaluate, models, segment, train
+from .interrupt import interruptible
 
 __all__ = ["app", "main"]
 
@@ -56,9 +56,9 @@ def main() -> None:
         sys.argv = [arg for arg in sys.argv if arg != "--debug"]
         logging.basicConfig()
         logging.getLogger("cdal_engine").setLevel(logging.DEBUG)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end jobs with it
     try:
-        app()
+        with interruptible():
+            app()
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # Typer makes this of Ctrl-C and says nothing
             typer.echo("interrupted", err=True)

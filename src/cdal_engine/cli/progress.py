@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from .interrupt import check
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -45,11 +47,13 @@ class Bars:
 
     def passes(self, done: int, total: int) -> bool:
         """Advance the inner bar: an engine progress callback that never cancels."""
+        check()
         self.progress.update(self.inner, completed=done, total=total)  # type: ignore[arg-type]
         return True
 
     def finish(self) -> None:
         """Advance the outer bar."""
+        check()
         self.progress.advance(self.outer)  # type: ignore[arg-type]
 
 

@@ -1,9 +1,6 @@
 """cdal train: from a folder of images and labels to a model."""
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +8,7 @@ import typer
 
 from ..errors import Cancelled, CdalError
 from . import options
+from .interrupt import deferred
 from .progress import console, share_bar
 
 if TYPE_CHECKING:
@@ -55,7 +53,7 @@ def train(
     pairs = split(find_pairs(data), settings)
     typer.echo(f"{len(pairs[0])} training and {len(pairs[1])} validation images; run: {run}")
     trainer = Trainer(settings, pairs, run, device, resume, start)
-    with _stop_requests() as stop, share_bar("training") as update:
+    with deferred(_told) as stop, share_bar("training") as update:
 
         def report(row: dict[str, float]) -> None:
             loss = row.get("reconstruction", float("nan"))
@@ -77,6 +75,10 @@ def train(
     typer.echo(f"best model: {best}; use it with --model {best}")
 
 
+def _told() -> None:
+    console.print("ending after this step …")
+
+
 def _settings(config: Path | None, start: "Model | None") -> "TrainConfig":
     """Read the config, or take the defaults for the model to start from."""
     from ..config import TrainConfig
@@ -84,22 +86,3 @@ def _settings(config: Path | None, start: "Model | None") -> "TrainConfig":
     if config is not None:
         return TrainConfig.from_file(config)
     return TrainConfig() if start is None else TrainConfig(model=start.config)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect Ctrl-C and the like in a list instead of breaking off in the middle of a step."""
-    received: list[int] = []
-
-    def end_after_step(number: int, _: object) -> None:
-        if received:  # the second time, at once
-            raise KeyboardInterrupt
-        received.append(number)
-        console.print("ending after this step …")
-
-    before = {n: signal.signal(n, end_after_step) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
