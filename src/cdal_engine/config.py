@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import CdalError
 
 __all__ = [
+    "MAX_MEGAPIXELS",
     "AttentionConfig",
     "DecodeConfig",
     "DiffusionConfig",
@@ -28,6 +29,7 @@ __all__ = [
 Target = Literal["binary", "classes", "nuclei"]
 Width = Annotated[int, Field(ge=4)]
 MAX_STEPS = 16
+MAX_MEGAPIXELS = 400  # an input is segmented whole in memory, at about 60 bytes a pixel
 
 _T = TypeVar("_T", bound=BaseModel)
 

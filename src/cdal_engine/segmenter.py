@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import instances, targets
-from .config import ModelConfig
+from .config import MAX_MEGAPIXELS, ModelConfig
 from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
@@ -32,7 +32,6 @@ Progress = Callable[[int, int], bool]
 """Called with (passes done, passes in all); returning False cancels."""
 
 MAX_SAMPLES = 64
-MAX_MEGAPIXELS = 400  # on the model's grid, all in memory: about 60 bytes a pixel
 _TILE = 1024  # pixels
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 4, "mps": 4}
 

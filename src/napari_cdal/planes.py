@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cdal_engine.config import MAX_MEGAPIXELS
 from cdal_engine.errors import CdalError
 from cdal_engine.io.colour import over_white
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from cdal_engine.config import ImageConfig
 
 __all__ = [
-    "MAX_MEGAPIXELS",
     "Plane",
     "check",
     "enlargement",
@@ -27,8 +27,6 @@ __all__ = [
     "placement",
     "plane_of",
 ]
-
-MAX_MEGAPIXELS = 400  # the engine keeps about 60 bytes a pixel
 
 
 @dataclass(frozen=True)

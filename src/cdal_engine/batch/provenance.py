@@ -118,11 +118,11 @@ def record_of(
     segmenter: Segmenter,
     parameters: Parameters,
     result: Segmentation,
+    before: Record | None,
 ) -> Record:
-    """What run.json says, the seconds left out."""
+    """What run.json says, the seconds left out; `before` is of `same`."""
     model, (height, width) = segmenter.model, source.shape
     mpp = resolution.mpp
-    before = same(item, segmenter, parameters)
     saved = set(parameters.save) | set(before["parameters"]["save"] if before else ())
     facts = {"reader": source.reader, "kind": source.kind, "shape": [height, width]}
     return {

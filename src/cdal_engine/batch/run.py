@@ -206,14 +206,14 @@ def _segment(
         )
         segmented = time.perf_counter()
         folder.write(source, image, result, resolution.mpp, parameters.save)
-        record = record_of(item, source, resolution, segmenter, parameters, result)
+        before = same(item, segmenter, parameters)
+        record = record_of(item, source, resolution, segmenter, parameters, result, before)
         record["seconds"] = {
             "read": read - start,
             "model": segmented - read,
             "write": time.perf_counter() - segmented,
         }
-        keep = same(item, segmenter, parameters) is not None
-        return result, folder.publish(record, keep=keep)
+        return result, folder.publish(record, keep=before is not None)
 
 
 def _resolution(source: Source, override: float | None, segmenter: Segmenter) -> Resolution:

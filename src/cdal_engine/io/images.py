@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import CdalError
 from .colour import over_white
-from .source import Source, believed, check_size, undecodable
+from .source import Source, believed, check_size, decoding
 
 __all__ = ["open_image"]
 
@@ -28,14 +28,9 @@ def open_image(path: Path) -> Source:
     CdalError
         If it cannot be opened or is too large.
     """
-    try:
-        with _opened(path) as image:
-            size, kind, dpi = image.size, image.format, image.info.get("dpi")
-            gray = image.mode in _GRAYSCALE
-    except (CdalError, MemoryError):
-        raise
-    except Exception as error:
-        raise undecodable(error, path) from error
+    with decoding(path), _opened(path) as image:
+        size, kind, dpi = image.size, image.format, image.info.get("dpi")
+        gray = image.mode in _GRAYSCALE
     shape = (size[1], size[0])
     check_size(shape, path)
     mpp = _mpp(dpi)
@@ -68,21 +63,14 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _read(path: Path) -> NDArray[np.generic]:
-    try:
-        with _opened(path) as image:
-            if image.mode in _AS_THEY_ARE or (
-                image.mode == "RGB" and "transparency" not in image.info
-            ):
-                return np.asarray(image)
-            if image.mode == "LA":
-                return over_white(np.asarray(image))
-            if image.mode in _WITH_ALPHA or "transparency" in image.info:
-                return over_white(np.asarray(image.convert("RGBA")))
-            return np.asarray(image.convert("RGB"))
-    except (CdalError, MemoryError):
-        raise
-    except Exception as error:
-        raise undecodable(error, path) from error
+    with decoding(path), _opened(path) as image:
+        if image.mode in _AS_THEY_ARE or (image.mode == "RGB" and "transparency" not in image.info):
+            return np.asarray(image)
+        if image.mode == "LA":
+            return over_white(np.asarray(image))
+        if image.mode in _WITH_ALPHA or "transparency" in image.info:
+            return over_white(np.asarray(image.convert("RGBA")))
+        return np.asarray(image.convert("RGB"))
 
 
 def _mpp(dpi: tuple[float, float] | None) -> float | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +20,32 @@ __all__ = [
     "forget_failure",
     "is_results_folder",
     "read_run",
-    "unwritable",
     "write_aside",
     "write_failure",
     "write_json",
     "write_summary",
+    "writing",
 ]
 
 RUN = "run.json"
 FAILED = "failed.json"
 SUMMARY = "summary.csv"
-_MARK = (
-    "napari-cdal"  # a key of every record, so that other programs' run.json are not taken for ours
-)
+_MARK = "napari-cdal"  # a key of every record: other programs write a run.json, too
 
 Record = dict[str, Any]
 
 
-def unwritable(error: OSError, path: Path) -> CdalError:
-    """What to raise when results cannot be written."""
-    return CdalError(
-        f"cannot write results here: {error.strerror or error}",
-        "check space and rights, or choose another folder with -o",
-        path,
-    )
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Report what keeps results from being written to `path` as an error to act on."""
+    try:
+        yield
+    except OSError as error:
+        raise CdalError(
+            f"cannot write results here: {error.strerror or error}",
+            "check space and rights, or choose another folder with -o",
+            path,
+        ) from None
 
 
 def write_aside(path: Path, content: bytes) -> None:
@@ -96,12 +99,10 @@ def write_failure(folder: Path, path: Path, error: CdalError) -> None:
     CdalError
         If that cannot be written either.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         record = {"input": {"path": str(path)}, "error": error.reason, "remedy": error.remedy}
         write_json(folder / FAILED, record)
-    except OSError as problem:
-        raise unwritable(problem, folder) from None
 
 
 def forget_failure(folder: Path) -> None:
@@ -141,17 +142,12 @@ def write_summary(out: Path) -> None:
     """
     check_summary(out)
     rows = [_row(out, folder) for folder in _results_folders(out)]
-    aside = out / f".{SUMMARY}.tmp"
-    try:
-        with aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(aside, out / SUMMARY)
-    except OSError as error:
-        raise unwritable(error, out) from None
-    finally:
-        aside.unlink(missing_ok=True)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    with writing(out):
+        write_aside(out / SUMMARY, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 _COLUMNS = (

@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from ..errors import CdalError
-from .records import RUN, forget_failure, read_run, unwritable, write_json
+from .records import RUN, forget_failure, read_run, write_json, writing
 from .source import Source
 
 if TYPE_CHECKING:
@@ -54,15 +54,13 @@ class ResultsFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for old in folder.glob(f"{_ASIDE}*"):
                 if time.time() - old.stat().st_mtime > _STALE:
                     shutil.rmtree(old, ignore_errors=True)
             # A name of its own, so that two runs on one folder do not write into each other.
             self._aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
-        except OSError as error:
-            raise unwritable(error, folder) from None
 
     def write(
         self,
@@ -90,10 +88,36 @@ class ResultsFolder:
         CdalError
             If the disk is full or not to be written on.
         """
-        try:
-            self._write(source, image, result, mpp, save)
-        except OSError as error:
-            raise unwritable(error, self.folder) from None
+        folder = self._aside
+        with writing(self.folder):
+            spacing = result.mpp
+            offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
+            if "labels" in save:
+                if source.kind == "slide" or result.labels.size > _LARGE:
+                    from .ome_zarr import write_labels
+
+                    write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
+                else:
+                    _write_tiff(folder / "labels.tif", result.labels, spacing)
+            maps = _maps(result, save)
+            if maps:
+                from .ome_zarr import write_maps
+
+                write_maps(folder / "maps.ome.zarr", maps, spacing, offset)
+            if "table" in save:
+                from .tables import object_table, write_table
+
+                write_table(folder, object_table(result, mpp, source.shape))
+            if "geojson" in save:
+                from .geojson import write_geojson
+
+                write_geojson(
+                    folder / "objects.geojson", result, source.path.name, mpp, source.shape
+                )
+            if "overview" in save:
+                from .overview import write_overview
+
+                write_overview(folder / "overview.png", image, result, mpp)
 
     def publish(self, record: dict[str, Any], keep: bool = False) -> dict[str, Any]:
         """Move what was written into place and write run.json; return what it records.
@@ -123,7 +147,7 @@ class ResultsFolder:
             )
         both = sorted((ours - {RUN}) | set(names))
         done = record | {"files": both if keep else names, "finished": True}
-        try:
+        with writing(self.folder):
             # From here to the end run.json says that the files do not belong together yet.
             write_json(self.folder / RUN, record | {"files": both, "finished": False})
             for name in names if keep else both:
@@ -132,8 +156,6 @@ class ResultsFolder:
                 os.replace(self._aside / name, self.folder / name)
             write_json(self.folder / RUN, done)
             forget_failure(self.folder)
-        except OSError as error:
-            raise unwritable(error, self.folder) from None
         return done
 
     def __enter__(self) -> ResultsFolder:
@@ -144,42 +166,6 @@ class ResultsFolder:
 
     def _discard(self) -> None:
         shutil.rmtree(self._aside, ignore_errors=True)
-
-    def _write(
-        self,
-        source: Source,
-        image: NDArray[np.generic],
-        result: Segmentation,
-        mpp: float | None,
-        save: tuple[str, ...],
-    ) -> None:
-        folder = self._aside
-        spacing = result.mpp
-        offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
-        if "labels" in save:
-            if source.kind == "slide" or result.labels.size > _LARGE:
-                from .ome_zarr import write_labels
-
-                write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
-            else:
-                _write_tiff(folder / "labels.tif", result.labels, spacing)
-        maps = _maps(result, save)
-        if maps:
-            from .ome_zarr import write_maps
-
-            write_maps(folder / "maps.ome.zarr", maps, spacing, offset)
-        if "table" in save:
-            from .tables import object_table, write_table
-
-            write_table(folder, object_table(result, mpp, source.shape))
-        if "geojson" in save:
-            from .geojson import write_geojson
-
-            write_geojson(folder / "objects.geojson", result, source.path.name, mpp, source.shape)
-        if "overview" in save:
-            from .overview import write_overview
-
-            write_overview(folder / "overview.png", image, result, mpp)
 
 
 def _maps(result: Segmentation, save: tuple[str, ...]) -> dict[str, NDArray[np.floating]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,11 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config import MAX_MEGAPIXELS
 from ..errors import CdalError
 
-__all__ = ["MAX_MEGAPIXELS", "Source", "believed", "check_size", "undecodable"]
+__all__ = ["Source", "believed", "check_size", "decoding", "undecodable"]
 
-MAX_MEGAPIXELS = 400  # an input is segmented whole in memory, at about 60 bytes a pixel
 _BELIEVED = (0.05, 10.0)  # µm per pixel; beyond it a resolution tag is about paper or screens
 
 
@@ -84,3 +85,14 @@ def undecodable(error: Exception, path: Path) -> CdalError:
         "copy or export the file again",
         path,
     )
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Report whatever a decoder raises as `undecodable`; what is reported already passes."""
+    try:
+        yield
+    except (CdalError, MemoryError):
+        raise
+    except Exception as error:
+        raise undecodable(error, path) from error

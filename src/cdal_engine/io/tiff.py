@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import CdalError
 from .colour import from_cmyk, from_palette, inverted, over_white
-from .source import Source, believed, check_size, undecodable
+from .source import Source, believed, check_size, decoding
 
 __all__ = ["open_tiff"]
 
@@ -30,19 +30,14 @@ def open_tiff(path: Path) -> Source:
     CdalError
         If the file is damaged, truncated or too large, or holds no single 2-D image.
     """
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            return _source(tiff, path)
-    except (CdalError, MemoryError):
-        raise
-    except Exception as error:
-        raise undecodable(error, path) from error
+    with decoding(path), tifffile.TiffFile(path) as tiff:
+        return _source(tiff, path)
 
 
 def _source(tiff: tifffile.TiffFile, path: Path) -> Source:
     series = _first_series(tiff, path)
     page = series.keyframe
-    scanner = next((name for key, name in _SCANNERS.items() if getattr(tiff, f"is_{key}")), None)
+    scanner = _scanner(tiff)
     axes = _squeezed(series)
     channels = 3 if page.photometric == tifffile.PHOTOMETRIC.PALETTE else _channels(series, axes)
     shape = tuple(series.shape[series.axes.index(axis)] for axis in "YX")
@@ -74,9 +69,8 @@ def _first_series(tiff: tifffile.TiffFile, path: Path) -> Any:
     if not len(tiff.pages) or not tiff.series or not tiff.series[0].shape:
         raise damaged
     series = tiff.series[0]
-    scanner = any(getattr(tiff, f"is_{key}") for key in _SCANNERS)
     others = [s for s in tiff.series[1:] if not s.keyframe.is_reduced]
-    if others and not scanner:
+    if others and _scanner(tiff) is None:
         sizes = ", ".join(" x ".join(map(str, s.shape)) for s in [series, *others][:5])
         raise CdalError(
             f"holds {1 + len(others)} images ({sizes})", "save each as a file of its own", path
@@ -89,6 +83,11 @@ def _first_series(tiff: tifffile.TiffFile, path: Path) -> Any:
         if not ends or max(ends) > size:
             raise damaged
     return series
+
+
+def _scanner(tiff: tifffile.TiffFile) -> str | None:
+    """Name of the scanner's format, if it is one."""
+    return next((name for key, name in _SCANNERS.items() if getattr(tiff, f"is_{key}")), None)
 
 
 def _name(tag: Any) -> str:
@@ -137,19 +136,14 @@ def _squeezed(series: Any) -> str:
 
 
 def _read(path: Path) -> NDArray[np.generic]:
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = _first_series(tiff, path)
-            axes = _squeezed(series)
-            pixels: NDArray[np.generic] = np.asarray(series.levels[0].asarray())
-            pixels = pixels.reshape([series.shape[series.axes.index(axis)] for axis in axes])
-            if axes in ("SYX", "CYX"):
-                pixels = np.moveaxis(pixels, 0, -1)
-            return _to_rgb(pixels, series.keyframe)
-    except (CdalError, MemoryError):
-        raise
-    except Exception as error:
-        raise undecodable(error, path) from error
+    with decoding(path), tifffile.TiffFile(path) as tiff:
+        series = _first_series(tiff, path)
+        axes = _squeezed(series)
+        pixels: NDArray[np.generic] = np.asarray(series.levels[0].asarray())
+        pixels = pixels.reshape([series.shape[series.axes.index(axis)] for axis in axes])
+        if axes in ("SYX", "CYX"):
+            pixels = np.moveaxis(pixels, 0, -1)
+        return _to_rgb(pixels, series.keyframe)
 
 
 def _to_rgb(pixels: NDArray[np.generic], page: Any) -> NDArray[np.generic]:
