@@ -6,31 +6,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NormalizedAttention"]
+from .config import AttentionConfig
+
+__all__ = ["Attention"]
 
 _LARGEST = 2.0
 
 
-class NormalizedAttention(nn.Module):
-    """softplus(channel mean of features) / running mean, clipped to [0, 2].
+class Attention(nn.Module):
+    """A_D: what the discriminator's features say of each place, about 1 on average.
 
-    The paper's raw mean is signed and its scale grows as the discriminator trains; dividing by one
-    scalar, learned in training and stored with the model, keeps it near 1 without any statistics
-    of the tile.
+    Mode `paper` is the raw mean over the channels. It is signed, and its scale grows as the
+    discriminator trains. Mode `normalized` is softplus(channel mean) / running mean, clipped to
+    [0, 2]: dividing by one scalar, learned in training and stored with the model, keeps it near 1
+    without any statistics of the tile. Mode `none` trains without attention; the map is then only
+    shown, as in `normalized`.
     """
 
     running_mean: Tensor
 
-    def __init__(self, momentum: float = 0.01) -> None:
+    def __init__(self, config: AttentionConfig, momentum: float = 0.01) -> None:
         super().__init__()
+        self.mode = config.mode
         self.momentum = momentum
         self.register_buffer("running_mean", F.softplus(torch.zeros(())))
 
     def forward(self, features: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
-        """Map (B, C, h, w) features to (B, 1, *size) attention in [0, 2]."""
-        weight = F.softplus(features.mean(dim=1, keepdim=True))
-        if self.training:
-            with torch.no_grad():
-                self.running_mean.lerp_(weight.mean(), self.momentum)
-        attention = (weight / self.running_mean).clamp(0, _LARGEST)
+        """Map (B, C, h, w) features to (B, 1, *size) attention."""
+        attention = features.float().mean(dim=1, keepdim=True)
+        if self.mode != "paper":
+            attention = F.softplus(attention)
+            if self.training:
+                with torch.no_grad():
+                    self.running_mean.lerp_(attention.mean(), self.momentum)
+            attention = (attention / self.running_mean).clamp(0, _LARGEST)
         return F.interpolate(attention, size=tuple(size), mode="nearest")

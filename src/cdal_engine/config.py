@@ -66,7 +66,7 @@ class NetworkConfig(_Frozen):
     denoiser_width: Annotated[int, Field(ge=8)] = 48
     denoiser_blocks: Annotated[int, Field(ge=1)] = 2
     detail_width: Annotated[int, Field(ge=4)] = 24
-    latent_dim: Annotated[int, Field(ge=1)] = 32
+    latent_dim: Annotated[int, Field(ge=0)] = 32  # of z; 0: none
     discriminator_widths: tuple[Width, ...] = (16, 48, 96)  # at strides 2, 4, 8, ...
 
     @model_validator(mode="after")
@@ -95,7 +95,7 @@ class DiffusionConfig(_Frozen):
 class AttentionConfig(_Frozen):
     """Where the discriminator's features weigh the label map in training."""
 
-    mode: Literal["normalized", "none"] = "normalized"
+    mode: Literal["paper", "normalized", "none"] = "normalized"
     level: Annotated[int, Field(ge=0)] = 2  # which of the discriminator's feature levels
 
 
@@ -143,6 +143,9 @@ class ModelConfig(_Frozen):
 class LossConfig(_Frozen):
     """Weights of the generator's and discriminator's losses."""
 
+    # "energy": a score of two draws that is best when they are distributed as the truth is;
+    # "mse": the paper's, best when every draw is the mean.
+    reconstruction: Literal["energy", "mse"] = "energy"
     adversarial: Annotated[float, Field(ge=0)] = 0.1
     supervised: Annotated[float, Field(ge=0)] = 1.0
     r1: Annotated[float, Field(ge=0)] = 0.2  # gamma

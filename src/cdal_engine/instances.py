@@ -15,10 +15,12 @@ from skimage.segmentation import watershed
 __all__ = [
     "agreement",
     "components",
+    "first_pixels",
+    "flood",
     "interior",
+    "markers",
     "measure",
     "remove_small",
-    "split_touching",
 ]
 
 Labels = NDArray[np.uint32]
@@ -59,32 +61,33 @@ def components(mask: NDArray[np.bool_]) -> Labels:
     return np.asarray(ndi.label(mask)[0], np.uint32)
 
 
-def split_touching(
-    foreground: NDArray[np.float32], inner: NDArray[np.float32], threshold: float
-) -> Labels:
-    """Decode instances by watershed from each connected interior.
+def markers(mask: NDArray[np.bool_], inner: NDArray[np.bool_]) -> Labels:
+    """Number the seeds of objects, ordered by their first pixel.
+
+    Each connected interior is one; an object too small or faint to show an interior is its own.
 
     Parameters
     ----------
-    foreground, inner : ndarray
-        (H, W) probability of belonging to an object, and to an object's interior.
-    threshold : float
-        On `foreground`. Interiors are seeds where `inner` is above one half.
-
-    Returns
-    -------
-    ndarray
-        (H, W) uint32 ids, ordered by their seed's first pixel.
+    mask, inner : ndarray
+        (H, W) pixels of objects, and of their interiors.
     """
-    mask = foreground > threshold
-    seeds = components(mask & (inner > 0.5))
+    seeds = mask & inner
     whole = components(mask)
     seeded = np.zeros(int(whole.max()) + 1, bool)
-    seeded[whole[seeds > 0]] = True
-    # An object too small or faint to show an interior is its own seed.
-    lone = np.where(seeded[whole], 0, whole)
-    seeds = components((seeds > 0) | (lone > 0))
+    seeded[whole[seeds]] = True
+    return components(seeds | (mask & ~seeded[whole]))
+
+
+def flood(seeds: Labels, inner: NDArray[np.float32], mask: NDArray[np.bool_]) -> Labels:
+    """Grow seeds over the mask by watershed, from where `inner` is high to where it is low."""
     return np.asarray(watershed(-inner, seeds.astype(np.int32), mask=mask), np.uint32)
+
+
+def first_pixels(labels: Labels) -> dict[int, tuple[int, int]]:
+    """Row and column of every id's first pixel, row by row."""
+    ids, index = np.unique(labels, return_index=True)
+    y, x = np.divmod(index, labels.shape[1])
+    return {int(i): (int(r), int(c)) for i, r, c in zip(ids, y, x, strict=True) if i}
 
 
 def remove_small(labels: Labels, min_area: float) -> Labels:

@@ -11,10 +11,13 @@ from scipy.sparse import coo_matrix
 from scipy.stats import rankdata
 
 __all__ = [
+    "CALIBRATION_BINS",
     "aji",
     "best_of",
     "calibration_error",
+    "calibration_table",
     "dice",
+    "dice_by_threshold",
     "error_auroc",
     "iou",
     "near_boundary",
@@ -25,6 +28,8 @@ __all__ = [
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.integer]
+
+CALIBRATION_BINS = 15
 
 
 def dice(prediction: Mask, truth: Mask) -> float:
@@ -96,15 +101,36 @@ def near_boundary(truth: Mask, width: float = 10) -> Mask:
     return np.asarray(distance <= width)
 
 
-def calibration_error(probability: NDArray[np.floating], truth: Mask, bins: int = 15) -> float:
-    """Expected calibration error of foreground probability in equal bins: Guo et al. (2017)."""
-    if not probability.size:
-        return float("nan")
+def calibration_table(
+    probability: NDArray[np.floating], truth: Mask, bins: int = CALIBRATION_BINS
+) -> NDArray[np.float64]:
+    """Pixels, summed probability and summed truth in equal bins of probability, (3, bins).
+
+    Tables of several images may be added: theirs is that of all pixels together.
+    """
     index = np.minimum((probability.ravel() * bins).astype(int), bins - 1)
     count = np.bincount(index, minlength=bins)
     confidence = np.bincount(index, probability.ravel(), bins)
-    frequency = np.bincount(index, truth.ravel(), bins)
-    return float(np.abs(confidence - frequency).sum() / count.sum())
+    return np.stack([count, confidence, np.bincount(index, truth.ravel(), bins)]).astype(float)
+
+
+def calibration_error(table: NDArray[np.float64]) -> float:
+    """Expected calibration error from a `calibration_table`: Guo et al. (2017), eq. 3.
+
+    NaN where it holds no pixel.
+    """
+    count, confidence, frequency = table
+    return (
+        float(np.abs(confidence - frequency).sum() / count.sum()) if count.any() else float("nan")
+    )
+
+
+def dice_by_threshold(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Dice (bins,) of thresholding at the lower edge of each bin of a `calibration_table`."""
+    found = table[0][::-1].cumsum()[::-1]
+    both = table[2][::-1].cumsum()[::-1]
+    total = found + table[2].sum()
+    return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
 
 
 def error_auroc(uncertainty: NDArray[np.floating], error: Mask) -> float:

@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from . import weights
-from .attention import NormalizedAttention
+from .attention import Attention
 from .config import ModelConfig, read_model_config
 from .errors import CdalError
 from .networks import Discriminator, Generator
@@ -33,7 +33,21 @@ class Networks(nn.Module):
         super().__init__()
         self.generator = Generator(config)
         self.discriminator = Discriminator(config)
-        self.attention = NormalizedAttention()
+        self.attention = Attention(config.attention)
+        self.attention_level = config.attention.level
+
+    def attention_map(
+        self,
+        x_prev: Tensor,
+        x_t: Tensor,
+        image: Tensor,
+        level: Tensor,
+        size: torch.Size | tuple[int, ...],
+    ) -> Tensor:
+        """A_D (B, 1, *size) of a step; parameters as `Discriminator.features`."""
+        looked = self.discriminator.features(x_prev, x_t, image, level)[self.attention_level]
+        attention: Tensor = self.attention(looked, size)
+        return attention
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ The model's grid is anchored at the image's corner: model pixel i covers the int
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +17,11 @@ from torch import Tensor
 
 from .config import ImageConfig
 from .errors import CdalError
+from .tiling import Box, seen_from, surround
 
-__all__ = ["from_model_grid", "grid_scale", "normalise", "prepare", "resample"]
+__all__ = ["Grid", "grid_scale", "normalise", "prepare", "resample"]
+
+_Pixels = TypeVar("_Pixels", np.float32, np.bool_)
 
 _OVERSHOOT = 0.05  # beyond 0 … 1, as interpolation leaves it; clipped
 _SAME_RESOLUTION = 0.02  # closer than this, an image is taken as being at the model's resolution
@@ -32,7 +37,84 @@ def grid_scale(mpp: float | None, config: ImageConfig) -> float:
     return 1.0 if abs(scale - 1) < _SAME_RESOLUTION else scale
 
 
-def resample(x: Tensor, scale: float, size: tuple[int, ...] | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Grid:
+    """The model's grid over one image, and the part of it that a region of the image needs.
+
+    Attributes
+    ----------
+    size : tuple of int
+        (h, w) of the whole grid, up to a multiple of the network's stride.
+    box : tuple of slice
+        The part to fill, on multiples of the stride.
+    region : tuple of slice
+        Rows and columns asked for, in pixels that `scale` leads to.
+    scale : float
+        Grid pixels per pixel of `region`.
+    pixel : float
+        Edge of `region`'s pixels in pixels of the image.
+    """
+
+    size: tuple[int, ...]
+    box: Box
+    region: Box
+    scale: float
+    pixel: float = 1.0
+
+    @classmethod
+    def over(
+        cls, shape: tuple[int, ...], scale: float, stride: int, region: Box | None = None
+    ) -> Self:
+        """Lay a grid over an image of `shape` (H, W), `scale` grid pixels to an image pixel.
+
+        Raises
+        ------
+        CdalError
+            If no pixel of the image lies in `region`.
+        """
+        region = region or tuple(slice(0, n) for n in shape)
+        region = tuple(slice(*s.indices(n)[:2]) for s, n in zip(region, shape, strict=True))
+        if any(s.start >= s.stop for s in region):
+            raise CdalError(
+                f"the region holds no pixel of an image of shape {tuple(shape)}",
+                "give rows and columns inside the image",
+            )
+        size = tuple(-(-math.ceil(n * scale) // stride) * stride for n in shape)
+        margin = 0 if scale == 1 else math.ceil(max(scale, 1)) + 1  # what resampling back reaches
+        box = tuple(
+            slice(
+                max(math.floor(s.start * scale) - margin, 0) // stride * stride,
+                min(-(-(math.ceil(s.stop * scale) + margin) // stride) * stride, n),
+            )
+            for s, n in zip(region, size, strict=True)
+        )
+        return cls(size, box, region, scale)
+
+    def around(self, halo: int) -> Box:
+        """The box and a halo, clipped to the grid."""
+        return surround(self.box, halo, self.size)
+
+    def itself(self) -> Grid:
+        """The same, its region counted in pixels of the grid."""
+        region = tuple(
+            slice(math.floor(s.start * self.scale), math.ceil(s.stop * self.scale))
+            for s in self.region
+        )
+        return replace(self, region=region, scale=1.0, pixel=1 / self.scale)
+
+    def bring_back(self, maps: NDArray[_Pixels]) -> NDArray[_Pixels]:
+        """Bring (C, h, w) maps of the box to the region, (C, H, W)."""
+        origin = tuple(s.start for s in self.box)
+        if self.scale != 1:
+            grid = torch.from_numpy(maps)
+            return resample(grid, 1 / self.scale, self.region, origin).contiguous().numpy()
+        y, x = seen_from(origin, self.region)
+        return np.ascontiguousarray(maps[:, y, x])
+
+
+def resample(
+    x: Tensor, scale: float, window: Box | None = None, origin: tuple[int, ...] = (0, 0)
+) -> Tensor:
     """Resample (C, H, W) by exactly `scale`, anchored at the corner, averaging when it shrinks.
 
     A triangle filter, per axis. `torch.nn.functional.interpolate` is not used because it silently
@@ -44,33 +126,29 @@ def resample(x: Tensor, scale: float, size: tuple[int, ...] | None = None) -> Te
         (C, H, W) floating point; beyond its edges, the edge is repeated.
     scale : float
         Output pixels per input pixel.
-    size : tuple of int, optional
-        (H', W') of the output; by default all pixels the input touches, ceil(size · scale).
+    window : tuple of slice, optional
+        Output pixels to compute; by default all that the input touches, ceil(size · scale).
+    origin : tuple of int
+        Input pixel that `x` starts with: a window of a larger image gives that image's answer.
     """
-    size = size or tuple(math.ceil(n * scale) for n in x.shape[1:])
+    window = window or tuple(slice(0, math.ceil(n * scale)) for n in x.shape[1:])
     reach = max(1.0, 1 / scale)  # input pixels the filter extends from its centre
-    for axis, length in enumerate(size, 1):
-        centre = (torch.arange(length, dtype=torch.float64) + 0.5) / scale
+    for axis, (along, start) in enumerate(zip(window, origin, strict=True), 1):
+        centre = (torch.arange(along.start, along.stop, dtype=torch.float64) + 0.5) / scale
         first = torch.floor(centre - reach)
         index = first[:, None] + torch.arange(math.ceil(2 * reach) + 1)
         weight = (1 - (index + 0.5 - centre[:, None]).abs() / reach).clamp(min=0)
         weight = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype)
-        index = index.long().clamp(0, x.shape[axis] - 1)
-        along = [-1 if i == axis else 1 for i in range(x.ndim)]
+        index = (index.long() - start).clamp(0, x.shape[axis] - 1)
+        if scale == 1:  # the filter is one pixel then
+            x = x.index_select(axis, index[:, 1])
+            continue
+        shape = [-1 if i == axis else 1 for i in range(x.ndim)]
         x = sum(  # type: ignore[assignment]
-            x.index_select(axis, i) * w.reshape(along)
+            x.index_select(axis, i) * w.reshape(shape)
             for i, w in zip(index.unbind(1), weight.unbind(1), strict=True)
         )
     return x
-
-
-def from_model_grid(
-    maps: NDArray[np.float32], scale: float, size: tuple[int, int]
-) -> NDArray[np.float32]:
-    """Bring (C, h, w) maps on the model's grid to an image of `size` (H, W)."""
-    if scale == 1:
-        return np.ascontiguousarray(maps[:, : size[0], : size[1]])
-    return resample(torch.from_numpy(maps), 1 / scale, size).contiguous().numpy()
 
 
 def normalise(x: Tensor, config: ImageConfig) -> Tensor:

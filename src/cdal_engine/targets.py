@@ -13,7 +13,9 @@ from . import instances
 from .config import ModelConfig
 from .errors import CdalError
 
-__all__ = ["decode", "encode", "foreground"]
+__all__ = ["decode", "encode", "find_objects", "foreground", "min_area"]
+
+_INTERIOR = 0.5  # probability of the interior above which a pixel belongs to a marker
 
 
 def encode(labels: NDArray[np.integer], config: ModelConfig) -> NDArray[np.float32]:
@@ -74,13 +76,27 @@ def decode(
     ndarray
         (H, W) uint32: instance ids for `nuclei` and `binary`, class ids for `classes`.
     """
-    settings = config.decode
     if config.target == "classes":
         return np.asarray(probability.argmax(axis=0), np.uint32)
+    return instances.remove_small(find_objects(probability, config)[0], min_area(config, mpp))
+
+
+def find_objects(
+    probability: NDArray[np.float32], config: ModelConfig
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Instances of any size, and the marker each grew from, under the same ids (H, W).
+
+    Ids are ordered by their marker's first pixel. For `nuclei` and `binary`; parameters as
+    `decode`.
+    """
+    mask = foreground(probability, config)[0] > config.decode.threshold
     if config.target == "binary":
-        labels = instances.components(probability[0] > settings.threshold)
-    else:
-        labels = instances.split_touching(
-            foreground(probability, config)[0], probability[1], settings.threshold
-        )
-    return instances.remove_small(labels, settings.min_area / (mpp or 1.0) ** 2)
+        labels = instances.components(mask)
+        return labels, labels
+    seeds = instances.markers(mask, probability[1] > _INTERIOR)
+    return instances.flood(seeds, probability[1], mask), seeds
+
+
+def min_area(config: ModelConfig, mpp: float | None) -> float:
+    """Pixels of the smallest object kept, at `mpp` micrometres per pixel."""
+    return config.decode.min_area / (mpp or 1.0) ** 2

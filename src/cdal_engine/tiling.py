@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, product
 
-__all__ = ["Tile", "batches", "plan"]
+__all__ = ["Box", "Tile", "batches", "plan", "seen_from", "surround"]
+
+Box = tuple[slice, ...]
+"""A part of a grid, a slice an axis."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Tile:
         What is computed: core and halo, clipped to the image.
     """
 
-    core: tuple[slice, ...]
-    box: tuple[slice, ...]
+    core: Box
+    box: Box
 
     @property
     def origin(self) -> tuple[int, ...]:
@@ -35,34 +38,32 @@ class Tile:
         return tuple(s.stop - s.start for s in self.box)
 
     @property
-    def inside(self) -> tuple[slice, ...]:
+    def inside(self) -> Box:
         """The core, as seen from the box."""
-        return tuple(
-            slice(c.start - b.start, c.stop - b.start)
-            for c, b in zip(self.core, self.box, strict=True)
-        )
+        return seen_from(self.origin, self.core)
 
 
-def plan(size: tuple[int, ...], tile: int, halo: int) -> list[Tile]:
-    """Cut `size` into tiles of edge `tile`, row by row.
+def seen_from(origin: tuple[int, ...], box: Box) -> Box:
+    """`box`, counted from `origin`."""
+    return tuple(slice(b.start - o, b.stop - o) for o, b in zip(origin, box, strict=True))
 
-    At the image's edge there is no halo: the network pads with zeros there in every tiling alike,
-    so `size` must be a multiple of the network's stride, as must `tile` and `halo`.
+
+def surround(box: Box, halo: int, size: tuple[int, ...]) -> Box:
+    """`box` and a halo, clipped to a grid of `size`."""
+    return tuple(
+        slice(max(b.start - halo, 0), min(b.stop + halo, n)) for b, n in zip(box, size, strict=True)
+    )
+
+
+def plan(size: tuple[int, ...], tile: int, halo: int, part: Box | None = None) -> list[Tile]:
+    """Cut a grid of `size`, or a `part` of it, into tiles of edge `tile`, row by row.
+
+    At the grid's edge there is no halo: the network pads with zeros there in every tiling alike,
+    so `size` must be a multiple of the network's stride, as must `tile`, `halo` and `part`.
     """
-    spans = [
-        [
-            (
-                slice(a, min(a + tile, length)),
-                slice(max(a - halo, 0), min(a + tile + halo, length)),
-            )
-            for a in range(0, length, tile)
-        ]
-        for length in size
-    ]
-    return [
-        Tile(tuple(core for core, _ in axes), tuple(box for _, box in axes))
-        for axes in product(*spans)
-    ]
+    part = part or tuple(slice(0, n) for n in size)
+    spans = [[slice(a, min(a + tile, p.stop)) for a in range(p.start, p.stop, tile)] for p in part]
+    return [Tile(core, surround(core, halo, size)) for core in product(*spans)]
 
 
 def batches(tiles: list[Tile], most: int) -> Iterator[list[Tile]]:

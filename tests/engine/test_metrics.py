@@ -75,10 +75,29 @@ def test_calibration_of_honest_and_of_boastful_probabilities() -> None:
     rng = np.random.default_rng(0)
     p = rng.random(200_000)
     truth = rng.random(p.shape) < p
-    assert metrics.calibration_error(p, truth) < 0.01
-    assert metrics.calibration_error(np.where(p > 0.5, 1.0, 0.0), truth) == pytest.approx(
-        0.25, abs=0.01
-    )
+    honest = metrics.calibration_table(p, truth)
+    assert metrics.calibration_error(honest) < 0.01
+    boastful = metrics.calibration_table(np.where(p > 0.5, 1.0, 0.0), truth)
+    assert metrics.calibration_error(boastful) == pytest.approx(0.25, abs=0.01)
+    assert np.isnan(metrics.calibration_error(metrics.calibration_table(p[:0], truth[:0])))
+
+
+def test_calibration_of_two_images_is_that_of_their_pixels_together() -> None:
+    """Errors that cancel out between images do so in the pooled error only."""
+    p, truth = np.full((2, 100), 0.5), np.array([[True], [False]]).repeat(100, axis=1)
+    tables = [metrics.calibration_table(a, b) for a, b in zip(p, truth, strict=True)]
+    assert [metrics.calibration_error(table) for table in tables] == [0.5, 0.5]
+    assert metrics.calibration_error(sum(tables)) == 0
+    np.testing.assert_array_equal(sum(tables), metrics.calibration_table(p, truth))
+
+
+@given(st.integers(0, 2**31))
+def test_dice_by_threshold_is_dice_of_the_thresholded_mask(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p, truth = rng.random((9, 11)), rng.random((9, 11)) < 0.3
+    by_threshold = metrics.dice_by_threshold(metrics.calibration_table(p, truth, 20))
+    for k, value in enumerate(by_threshold):
+        assert value == pytest.approx(metrics.dice(p >= k / 20, truth))
 
 
 def test_error_auroc() -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdal_engine.attention import NormalizedAttention
-from cdal_engine.config import ModelConfig, NetworkConfig
+from cdal_engine.attention import Attention
+from cdal_engine.config import AttentionConfig, ModelConfig, NetworkConfig
 from cdal_engine.losses import r1_penalty
 from cdal_engine.networks import Discriminator, Generator, receptive_halo, to_label_grid
 from cdal_engine.networks.blocks import ChannelNorm, depth_to_space, space_to_depth
@@ -125,7 +125,7 @@ def test_channel_norm_is_per_pixel(channels: int, shift: float, scale: float) ->
 
 
 def test_attention_is_bounded_normalised_and_fixed_at_inference() -> None:
-    attention = NormalizedAttention(momentum=0.5)
+    attention = Attention(AttentionConfig(), momentum=0.5)
     for _ in range(30):  # a drifting scale, as the discriminator trains
         attention(torch.randn(2, 4, 8, 8) + 5, (16, 16))
     attention.eval()
@@ -136,6 +136,13 @@ def test_attention_is_bounded_normalised_and_fixed_at_inference() -> None:
     assert 0 <= weights.min() <= weights.max() <= 2
     assert torch.equal(attention.running_mean, before)
     assert attention(torch.full((1, 4, 2, 2), 1e4), (4, 4)).max() == 2
+
+
+def test_attention_of_the_paper_is_the_raw_mean() -> None:
+    features = torch.randn(2, 4, 8, 8)
+    attention = Attention(AttentionConfig(mode="paper"))(features, (16, 16))
+    assert torch.equal(attention[:, 0, ::2, ::2], features.mean(dim=1))
+    assert attention.min() < 0
 
 
 def test_r1_penalty_of_a_linear_discriminator() -> None:

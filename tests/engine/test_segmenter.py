@@ -13,7 +13,7 @@ from cdal_engine.device import select_device
 from cdal_engine.errors import Cancelled, CdalError
 from cdal_engine.model import Model
 from cdal_engine.networks import receptive_halo
-from cdal_engine.preparation import from_model_grid, grid_scale, prepare, resample
+from cdal_engine.preparation import Grid, grid_scale, prepare, resample
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.tiling import batches, plan
 
@@ -215,8 +215,8 @@ def test_resampling_is_anchored_at_the_corner(scale: float, height: int, width: 
     )
     np.testing.assert_allclose(out[0][inner], (yy / scale)[inner], atol=0.1)
     np.testing.assert_allclose(out[1][inner], (xx / scale)[inner], atol=0.1)
-    back = from_model_grid(out, scale, (height, width))
-    assert back.shape == ramp.shape
+    grid = Grid.over((height, width), scale, 1)
+    assert grid.bring_back(out).shape == ramp.shape
 
 
 def test_close_resolutions_are_not_resampled() -> None:

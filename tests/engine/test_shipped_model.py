@@ -36,6 +36,6 @@ def test_a_validation_image_scores_as_on_the_card(shared_data: Path) -> None:
     row = re.search(rf"\| {pair.stem} \|(.*)\|", (NUCLEI / "CARD.md").read_text("utf-8"))
     assert row is not None
     dice, iou, aji, pq = (float(cell) for cell in row.group(1).split("|")[:4])
-    scores = evaluate(Segmenter.from_pretrained("nuclei-he", "cpu"), [pair])[pair.stem]
+    scores = evaluate(Segmenter.from_pretrained("nuclei-he", "cpu"), [pair]).images[pair.stem]
     for name, expected in (("dice", dice), ("iou", iou), ("aji", aji), ("pq", pq)):
         assert scores[name] == pytest.approx(expected, abs=0.005), name

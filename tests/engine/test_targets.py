@@ -81,7 +81,8 @@ def test_unknown_class_is_refused() -> None:
 def test_a_speck_without_interior_is_still_found() -> None:
     foreground = np.zeros((20, 20), np.float32)
     foreground[5:10, 5:10] = 0.9
-    labels = instances.split_touching(foreground, foreground * 0.3, 0.5)
+    mask = foreground > 0.5
+    labels = instances.flood(instances.markers(mask, np.zeros_like(mask)), foreground, mask)
     assert labels.max() == 1
     assert (labels > 0).sum() == 25
 

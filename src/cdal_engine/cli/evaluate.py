@@ -66,8 +66,8 @@ def evaluate(
                 seed=seed,
                 on_image=on_image,
             )
-            means[answer] = validation.mean_of(scores)
-            report[answer] = {"mean": means[answer], "images": scores}
+            means[answer] = scores.mean
+            report[answer] = {"mean": means[answer], "images": scores.images}
     _show(means)
     if output is not None:
         write_aside(output, (json.dumps(_without_nan(report), indent=2) + "\n").encode())

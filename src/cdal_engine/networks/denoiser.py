@@ -46,12 +46,14 @@ class LabelDenoiser(nn.Module):
         net = config.network
         dims, width, labels = net.spatial_dims, net.denoiser_width, config.label_channels
         self.level = LevelEmbedding(width)
-        self.latent = nn.Sequential(
-            nn.Linear(net.latent_dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        )
+        self.latent = nn.Sequential()
+        if net.latent_dim:
+            linear = nn.Linear(net.latent_dim, width), nn.Linear(width, width)
+            self.latent = nn.Sequential(linear[0], nn.SiLU(), linear[1], nn.SiLU())
         self.stem = conv(dims, labels * 2**dims, width)
+        embedding = 2 * width if net.latent_dim else width
         self.blocks = nn.ModuleList(
-            _AdaptiveBlock(dims, width, 2 * width) for _ in range(net.denoiser_blocks)
+            _AdaptiveBlock(dims, width, embedding) for _ in range(net.denoiser_blocks)
         )
         self.norm = ChannelNorm(width)
         self.to_detail = conv(dims, width, net.detail_width * 2**dims, kernel=1)

@@ -19,23 +19,15 @@ from torch import Tensor
 from .. import targets
 from ..config import TrainConfig
 from ..device import select_device
-from ..diffusion import NoiseSchedule, q_posterior, q_sample, q_step
 from ..errors import Cancelled, CdalError
-from ..losses import (
-    SupervisedLoss,
-    discriminator_loss,
-    generator_adversarial_loss,
-    r1_penalty,
-    reconstruction_loss,
-)
 from ..model import Model, Networks
-from ..networks import to_label_grid
 from ..preparation import normalise
 from ..segmenter import Segmenter
 from .augmentation import Augmentation, random_crop
 from .curves import append_row, draw_curves, read_rows
 from .dataset import Pair, load_for_training
-from .validation import evaluate, mean_of
+from .objective import Objective
+from .validation import evaluate
 
 __all__ = ["Trainer"]
 
@@ -88,7 +80,7 @@ class Trainer:
         # All pairs are checked before the first step; validation reads its own as it goes.
         load_for_training(pairs[1], config.model, config.mpp)
         self.data = load_for_training(pairs[0], config.model, config.mpp)
-        self.schedule = NoiseSchedule.variance_preserving(config.model.diffusion)
+        self.objective = Objective(config, self.device)
         torch.manual_seed(config.seed)
         self.networks = Networks(config.model)
         if init is not None:
@@ -96,7 +88,6 @@ class Trainer:
         self.networks.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.networks.requires_grad_(True)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
-        self.supervised_loss = SupervisedLoss(config.model.label_channels)
         self.optimizer = torch.optim.AdamW(
             self.networks.generator.parameters(), config.learning_rate, betas=(0.9, 0.99)
         )
@@ -162,7 +153,7 @@ class Trainer:
         start = time.perf_counter() - self.seconds
         validated = saved = self.seconds
         losses: dict[str, list[float]] = defaultdict(list)
-        batches = self._batches()
+        batches = self.batches()
         while self._progress() < 1:
             images, x_0 = next(batches)
             for name, value in self._train_step(images, x_0, self._progress()).items():
@@ -214,7 +205,7 @@ class Trainer:
 
     # -- data -------------------------------------------------------------------------------------
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """Batches from step `self.step` on, made one ahead; each a function of (seed, step)."""
         workers = max(1, min(8, (os.cpu_count() or 2) - 1))
         # One augmentation a thread's crop: MONAI's random state belongs to the transform.
@@ -255,72 +246,34 @@ class Trainer:
             (self.discriminator_optimizer, self.config.discriminator_learning_rate),
         ):
             optimizer.param_groups[0]["lr"] = rate * self._learning_rate_factor(progress)
-        self.networks.train()
+        networks, weights, objective = self.networks.train(), self.config.losses, self.objective
         draw = torch.Generator().manual_seed(hash((self.config.seed, self.step)) & 0x7FFFFFFF)
-        scale = self.config.model.diffusion.label_scale
-        on_grid = to_label_grid(x_0, scale)
-        t = torch.randint(1, self.schedule.steps + 1, (len(x_0),), generator=draw)
-        noises = [self._to_device(torch.randn(on_grid.shape, generator=draw)) for _ in range(3)]
-        z = torch.randn(len(x_0), self.config.model.network.latent_dim, generator=draw)
-        x_prev = q_sample(self.schedule, on_grid, t - 1, noises[0])
-        x_t = q_step(self.schedule, x_prev, t, noises[1])
-        level = self.schedule.fraction(t).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            features = self.networks.generator.encode(images)
-            attended = x_t + self._attention_shift(on_grid, x_prev, x_t, images, t, level)
-            x_0_pred = self.networks.generator.denoise(
-                attended, level, z.to(self.device), features
-            ).float()
-            x_prev_pred = q_posterior(
-                self.schedule, to_label_grid(x_0_pred, scale), x_t, t, noises[2]
+            batch = objective.noised(images, x_0, draw)
+            features = networks.generator.encode(images)
+            draws = objective.draws(networks, batch, features, draw)
+            x_prev_pred = objective.previous(batch, draws[0], draw)
+            penalise = weights.r1 > 0 and self.step % weights.r1_interval == 0
+            loss_d, penalty = objective.of_discriminator(
+                networks, batch, x_prev_pred.detach(), penalise
             )
-            losses = self._discriminator_step(x_prev, x_prev_pred.detach(), x_t, images, level)
-            self.networks.discriminator.requires_grad_(False)
-            fake = self.networks.discriminator(x_prev_pred, x_t, images, level)
-            self.networks.discriminator.requires_grad_(True)
-            adversarial = generator_adversarial_loss(fake.float())
-        reconstruction = reconstruction_loss(x_0, x_0_pred)
-        supervised = self.supervised_loss(features.logits, x_0)
-        weights = self.config.losses
-        loss = reconstruction + weights.adversarial * adversarial + weights.supervised * supervised
+            self.discriminator_optimizer.zero_grad(set_to_none=True)
+            (loss_d + weights.r1 * weights.r1_interval * penalty).backward()
+            self.discriminator_optimizer.step()
+            losses = objective.of_generator(networks, batch, features, draws, x_prev_pred)
+        loss = (
+            losses["reconstruction"]
+            + weights.adversarial * losses["adversarial"]
+            + weights.supervised * losses["supervised"]
+        )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.networks.generator.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(networks.generator.parameters(), 5.0)
         self.optimizer.step()
         self._update_average()
-        return losses | {
-            "reconstruction": reconstruction.item(),
-            "supervised": supervised.item(),
-            "adversarial": adversarial.item(),
+        return {name: value.item() for name, value in losses.items()} | {
+            "discriminator": loss_d.item()
         }
-
-    @torch.no_grad()
-    def _attention_shift(
-        self, on_grid: Tensor, x_prev: Tensor, x_t: Tensor, images: Tensor, t: Tensor, level: Tensor
-    ) -> Tensor | float:
-        """x_t^att − x_t, where x_t^att ~ q(x_t | x_0 ⊙ A_D) with the noise of x_t: section 2.2."""
-        settings = self.config.model.attention
-        if settings.mode == "none":
-            return 0.0
-        looked = self.networks.discriminator.features(x_prev, x_t, images, level)[settings.level]
-        attention = self.networks.attention(looked.float(), on_grid.shape[2:])
-        return q_sample(self.schedule, (attention - 1) * on_grid, t, torch.zeros_like(on_grid))
-
-    def _discriminator_step(
-        self, x_prev: Tensor, x_prev_pred: Tensor, x_t: Tensor, images: Tensor, level: Tensor
-    ) -> dict[str, float]:
-        discriminator, weights = self.networks.discriminator, self.config.losses
-        loss = discriminator_loss(
-            discriminator(x_prev, x_t, images, level).float(),
-            discriminator(x_prev_pred, x_t, images, level).float(),
-        )
-        penalty = torch.zeros((), device=self.device)
-        if weights.r1 > 0 and self.step % weights.r1_interval == 0:
-            penalty = r1_penalty(lambda x: discriminator(x, x_t, images, level), x_prev)
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        (loss + weights.r1 * weights.r1_interval * penalty).backward()
-        self.discriminator_optimizer.step()
-        return {"discriminator": loss.item()}
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -340,7 +293,7 @@ class Trainer:
         last = self.run_folder / "last"
         Model.save(last, self.config.model, self.average)
         segmenter = Segmenter(Model.load(last), str(self.device))
-        scores = mean_of(evaluate(segmenter, self.validation_pairs, mpp=self.config.mpp))
+        scores = evaluate(segmenter, self.validation_pairs, mpp=self.config.mpp).mean
         if scores["dice"] > self.best:
             self.best = scores["dice"]
             Model.save(self.run_folder / "best", self.config.model, self.average)

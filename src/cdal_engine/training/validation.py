@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,46 @@ from ..errors import CdalError
 from ..segmenter import Segmentation, Segmenter
 from .dataset import Pair, read_pair
 
-__all__ = ["evaluate", "mean_of", "score"]
+__all__ = ["Evaluation", "Scores", "evaluate", "score"]
 
 Scores = dict[str, float]
+
+
+_FINE_BINS = 20 * metrics.CALIBRATION_BINS
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of several images.
+
+    Attributes
+    ----------
+    images : dict of dict
+        Each image's scores, by stem.
+    tables : ndarray
+        (N, 3, bins) calibration table of each image, in many fine bins.
+    """
+
+    images: dict[str, Scores]
+    tables: NDArray[np.float64]
+
+    @property
+    def mean(self) -> Scores:
+        """Mean of each metric over the images that have it, and what is defined on all together.
+
+        `ece_pooled` is the calibration error over the pixels of all images, `best_threshold` the
+        cut of the probability with the highest mean Dice, and `dice_at_best` that Dice.
+        """
+        names = dict.fromkeys(name for row in self.images.values() for name in row)
+        rows = self.images.values()
+        columns = {n: [row[n] for row in rows if not np.isnan(row.get(n, np.nan))] for n in names}
+        means = {name: float(np.mean(column)) for name, column in columns.items() if column}
+        coarse = self.tables.sum(axis=0).reshape(3, metrics.CALIBRATION_BINS, -1).sum(axis=2)
+        means["ece_pooled"] = metrics.calibration_error(coarse)
+        dice = np.mean([metrics.dice_by_threshold(table) for table in self.tables], axis=0)
+        means["best_threshold"] = float(dice.argmax() / _FINE_BINS)
+        means["dice_at_best"] = float(dice.max())
+        return means
 
 
 def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig) -> Scores:
@@ -53,8 +91,9 @@ def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig
         scores["aji"] = metrics.aji(result.labels, labels)
         scores |= metrics.panoptic_quality(result.labels, labels)
     band = metrics.near_boundary(truth)
-    scores["ece"] = metrics.calibration_error(inside, truth)
-    scores["ece_boundary"] = metrics.calibration_error(inside[band], truth[band])
+    scores["ece"] = metrics.calibration_error(metrics.calibration_table(inside, truth))
+    near = metrics.calibration_table(inside[band], truth[band])
+    scores["ece_boundary"] = metrics.calibration_error(near)
     scores["error_auroc"] = metrics.error_auroc(result.uncertainty, found != truth)
     if result.samples is not None and len(result.samples) > 1:
         drawn = result.samples > threshold
@@ -73,9 +112,9 @@ def evaluate(
     steps: int | None = None,
     seed: int = 0,
     on_image: Callable[[str, Scores], None] | None = None,
-) -> dict[str, Scores]:
-    """Segment and score every pair, by stem; options as `Segmenter.segment`."""
-    scores = {}
+) -> Evaluation:
+    """Segment and score every pair; options as `Segmenter.segment`."""
+    images, tables = {}, []
     for pair in pairs:
         try:
             image, labels, own = read_pair(pair, segmenter.model.config, mpp)
@@ -90,14 +129,9 @@ def evaluate(
             )
         except CdalError as error:
             raise error.at(pair.image) from None
-        scores[pair.stem] = score(result, labels.astype(np.int64), segmenter.model.config)
+        images[pair.stem] = score(result, labels.astype(np.int64), segmenter.model.config)
+        inside = result.probability.sum(axis=0).clip(0, 1)
+        tables.append(metrics.calibration_table(inside, labels > 0, _FINE_BINS))
         if on_image is not None:
-            on_image(pair.stem, scores[pair.stem])
-    return scores
-
-
-def mean_of(scores: dict[str, Scores]) -> Scores:
-    """Mean of each metric over the images that have it."""
-    names = dict.fromkeys(name for row in scores.values() for name in row)
-    columns = {n: [row[n] for row in scores.values() if not np.isnan(row[n])] for n in names}
-    return {name: float(np.mean(column)) for name, column in columns.items() if column}
+            on_image(pair.stem, images[pair.stem])
+    return Evaluation(images, np.stack(tables))

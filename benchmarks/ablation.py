@@ -1,0 +1,253 @@
+"""What each part of the model is worth: small models trained alike but for one thing.
+
+python benchmarks/ablation.py DATA -o DIR [--rows ours,paper] [--steps 400] [--device cpu]
+
+DATA holds images/ and labels/ at 0.25 µm per pixel. Every row trains on the same crops at 0.5 µm
+per pixel from the same seed, and is scored on the validation images that train.yaml names. A row
+that DIR already holds is not trained again. The table of all rows in DIR is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from controls import EightViews, Ensemble, train_stochastic
+from torch import Tensor, nn
+
+from cdal_engine.config import ModelConfig, TrainConfig
+from cdal_engine.diffusion import NoiseSchedule, q_posterior
+from cdal_engine.model import Model, Networks
+from cdal_engine.networks import Features, Generator, to_label_grid
+from cdal_engine.segmenter import Segmenter
+from cdal_engine.training.dataset import Pair, find_pairs, split
+from cdal_engine.training.loop import Trainer
+from cdal_engine.training.validation import Scores, evaluate
+from cdal_engine.weights import available
+
+SMALL = {
+    "model.image.mpp": 0.5,
+    "model.network.widths": (16, 32, 64, 128),
+    "model.network.denoiser_width": 32,
+    "model.network.discriminator_widths": (16, 32, 64),
+    "mpp": 0.25,
+    "batch_size": 8,
+    "crop": 128,
+    "learning_rate": 1e-3,
+    "minutes": None,
+    "validate_every": 1e6,
+    "checkpoint_every": 1e6,
+}
+PAPER = {"losses.reconstruction": "mse", "losses.adversarial": 0, "losses.supervised": 0}
+COLUMNS = {
+    "dice": "Dice",
+    "dice_at_best": "best cut",
+    "iou": "IoU",
+    "aji": "AJI",
+    "pq": "PQ",
+    "dice_one_sample": "one sample",
+    "pairwise_dice": "pairwise",
+    "ece_pooled": "ECE pooled",
+    "ece": "ECE",
+    "error_auroc": "AUROC",
+}
+
+
+class AttendedGenerator(nn.Module):
+    """Attention in sampling too: x̂_0 ⊙ A_D goes on to the next step, as x_0 ⊙ A_D in training."""
+
+    def __init__(self, networks: Networks, config: ModelConfig) -> None:
+        super().__init__()
+        self.inner, self.discriminator_side, self.config = networks.generator, networks, config
+        self.schedule = NoiseSchedule.variance_preserving(config.diffusion)
+
+    preview = staticmethod(Generator.preview)
+
+    def encode(self, image: Tensor) -> Features:
+        """As the generator inside; the image is kept for the discriminator."""
+        self.image = image
+        return self.inner.encode(image)
+
+    def denoise(self, x_t: Tensor, level: Tensor, z: Tensor, features: Features) -> Tensor:
+        """x̂_0, weighed by A_D but for the last step."""
+        x_0 = self.inner.denoise(x_t, level, z, features)
+        t = (level * self.schedule.steps).round().long()
+        if int(t[0]) == 1:
+            return x_0
+        on_grid = to_label_grid(x_0, self.config.diffusion.label_scale)
+        x_prev = q_posterior(self.schedule, on_grid, x_t, t, torch.zeros_like(x_t))
+        image = self.image.repeat_interleave(len(x_t) // len(self.image), dim=0)
+        return x_0 * self.discriminator_side.attention_map(x_prev, x_t, image, level, x_0.shape[2:])
+
+
+def attended(segmenter: Segmenter) -> None:
+    """Apply attention in sampling."""
+    networks = segmenter.networks
+    networks.generator = AttendedGenerator(networks, segmenter.model.config)
+
+
+def eight_views(segmenter: Segmenter) -> None:
+    """Answer by eight views of the supervised head."""
+    segmenter.networks.generator = EightViews(segmenter.networks.generator)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes
+    ----------
+    changes : dict
+        What the training config has otherwise, by dotted name.
+    of : str, optional
+        The row whose model this one runs, instead of training its own.
+    altered : callable, optional
+        What is done to the segmenter before it is scored.
+    steps : int, optional
+        T in sampling; 0 for the supervised head.
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    of: str | None = None
+    altered: Callable[[Segmenter], None] | None = None
+    steps: int | None = None
+
+
+ROWS = {
+    "ours": Row(),
+    "ours, seed 1": Row({"seed": 1}),
+    "ours, seed 2": Row({"seed": 2}),
+    "control: supervised head": Row(of="ours", steps=0),
+    "control: 8 views of the head": Row(of="ours", steps=0, altered=eight_views),
+    "control: heads of 3 seeds": Row(of="ours", steps=0),  # see `segmenter_of`
+    "control: stochastic segmentation network": Row(),  # likewise
+    "paper's objective": Row(PAPER | {"model.attention.mode": "paper"}),
+    "no latent": Row({"model.network.latent_dim": 0}),
+    "no attention": Row({"model.attention.mode": "none"}),
+    "attention normalized, stride 2": Row({"model.attention.level": 0}),
+    "attention normalized, stride 4": Row({"model.attention.level": 1}),
+    "attention normalized, in sampling too": Row(of="ours", altered=attended),
+    "attention paper, stride 2": Row({"model.attention.mode": "paper", "model.attention.level": 0}),
+    "attention paper, stride 4": Row({"model.attention.mode": "paper", "model.attention.level": 1}),
+    "attention paper, stride 8": Row({"model.attention.mode": "paper"}),
+    "attention paper, stride 8, in sampling too": Row(
+        of="attention paper, stride 8", altered=attended
+    ),
+    "MSE in place of the energy score": Row({"losses.reconstruction": "mse"}),
+    "no adversarial term": Row({"losses.adversarial": 0}),
+    "adversarial weight 1": Row({"losses.adversarial": 1.0}),
+    "label scale 0.1": Row({"model.diffusion.label_scale": 0.1}),
+    "label scale 0.5": Row({"model.diffusion.label_scale": 0.5}),
+    "T = 1": Row({"model.diffusion.steps": 1}),
+    "T = 2": Row({"model.diffusion.steps": 2}),
+    "T = 8": Row({"model.diffusion.steps": 8}),
+}
+STOCHASTIC = "control: stochastic segmentation network"
+SEEDS = "control: heads of 3 seeds"
+
+
+def slug(name: str) -> str:
+    """File name of a row."""
+    return re.sub(r"\W+", "-", name)
+
+
+def config_of(row: Row, steps: int) -> TrainConfig:
+    """The shipped model's training, made small, with the row's changes."""
+    tree = TrainConfig.from_file(available()["nuclei-he"] / "train.yaml").model_dump()
+    for name, value in (SMALL | {"steps": steps} | row.changes).items():
+        *path, last = name.split(".")
+        branch = tree
+        for key in path:
+            branch = branch[key]
+        branch[last] = value
+    return TrainConfig.model_validate(tree)
+
+
+def trained(name: str, options: argparse.Namespace) -> Model:
+    """The model of a row, trained unless the folder holds it."""
+    folder = options.output / slug(name)
+    if not (folder / "last" / "model.safetensors").is_file():
+        config = config_of(ROWS[name], options.steps)
+        pairs = options.pairs[0], options.pairs[1][:1]  # scored below, on all images
+        Trainer(config, pairs, folder, options.device).run()
+    return Model.load(folder / "last")
+
+
+def segmenter_of(name: str, options: argparse.Namespace) -> Segmenter:
+    """What a row runs."""
+    row = ROWS[name]
+    if name == STOCHASTIC:
+        config = config_of(row, options.steps)
+        one_step = config.model.model_copy(
+            update={"diffusion": config.model.diffusion.model_copy(update={"steps": 1})}
+        )
+        trainer = Trainer(config, options.pairs, options.output / "stochastic", options.device)
+        networks = Networks(one_step).eval()
+        networks.generator = train_stochastic(trainer)
+        return Segmenter(Model(name, one_step, networks, ""), options.device)
+    segmenter = Segmenter(trained(row.of or name, options), options.device)
+    if name == SEEDS:
+        others = [trained(f"ours, seed {seed}", options).networks.generator for seed in (1, 2)]
+        segmenter.networks.generator = Ensemble([segmenter.networks.generator, *others])
+    if row.altered is not None:
+        row.altered(segmenter)
+    return segmenter
+
+
+def scored(name: str, options: argparse.Namespace) -> Scores:
+    """Mean scores of a row on the validation images, with its size and the time it took."""
+    segmenter = segmenter_of(name, options)
+    start = time.perf_counter()
+    scores = evaluate(segmenter, options.pairs[1], mpp=0.25, steps=ROWS[name].steps).mean
+    scores["seconds"] = (time.perf_counter() - start) / len(options.pairs[1])
+    size = sum(p.numel() for p in segmenter.networks.generator.parameters())
+    return scores | {"parameters": size}
+
+
+def table(options: argparse.Namespace) -> str:
+    """Markdown of every row that has been scored."""
+    head = ["row", *COLUMNS.values(), "M parameters", "s per image"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in ROWS:
+        path = options.output / f"{slug(name)}.json"
+        if not path.is_file():
+            continue
+        scores = json.loads(path.read_text())
+        cells = [f"{scores[key]:.3f}" if key in scores else "–" for key in COLUMNS]
+        cells += [f"{scores['parameters'] / 1e6:.2f}", f"{scores['seconds']:.1f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train and score the rows asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.pairs: tuple[list[Pair], list[Pair]] = split(
+        find_pairs(options.data), config_of(Row(), options.steps)
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.rows:
+        path = options.output / f"{slug(name)}.json"
+        if not path.is_file():
+            path.write_text(json.dumps(scored(name, options)))
+            print(name, "done", flush=True)
+    print(table(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What the diffusion is measured against: answers of the same encoder without any diffusion.
+
+Each stands in for a generator, so that the Segmenter tiles, averages and decodes it like one.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cdal_engine.config import ModelConfig
+from cdal_engine.networks import Features, Generator
+from cdal_engine.networks.blocks import conv, depth_to_space
+from cdal_engine.networks.condition_encoder import supervised_answer
+from cdal_engine.training.loop import Trainer
+
+RANK = 10  # of the covariance of a stochastic segmentation network, as in its paper
+DRAWS = 10  # of the logits, for its likelihood
+
+
+class _Averaged(nn.Module):
+    """A supervised head whose softmax is a mean over several passes."""
+
+    def passes(self, image: Tensor) -> list[Tensor]:
+        """Logits (B, K, H, W) of each pass."""
+        raise NotImplementedError
+
+    def encode(self, image: Tensor) -> Features:
+        """Features of which only the logits count."""
+        mean = sum(torch.softmax(logits, dim=1) for logits in self.passes(image))
+        empty = image.new_zeros(len(image), 1, 1, 1)
+        return Features(torch.log(mean + 1e-8), empty, empty)
+
+    preview = staticmethod(Generator.preview)
+
+
+class EightViews(_Averaged):
+    """Test-time augmentation: the four rotations of the image and of its mirror."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def passes(self, image: Tensor) -> list[Tensor]:
+        """One of each view, turned back."""
+        logits = []
+        for mirrored in (False, True):
+            for turns in range(4):
+                view = torch.rot90(image.flip(3) if mirrored else image, turns, (2, 3))
+                back = torch.rot90(self.generator.encode(view.contiguous()).logits, -turns, (2, 3))
+                logits.append(back.flip(3) if mirrored else back)
+        return logits
+
+
+class Ensemble(_Averaged):
+    """Networks trained from different seeds."""
+
+    def __init__(self, generators: list[Generator]) -> None:
+        super().__init__()
+        self.generators = nn.ModuleList(generators)
+
+    def passes(self, image: Tensor) -> list[Tensor]:
+        """One of each network."""
+        return [generator.encode(image).logits for generator in self.generators]
+
+
+class StochasticSegmentation(Generator):
+    """Low-rank Gaussian over the logits of the whole image: Monteiro et al. (2020), eq. 4 to 8.
+
+    A sample takes its factors from z and its pixels' own noise from x_T, in one step.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.channels = config.label_channels
+        out = self.channels * 4 * (RANK + 1)
+        self.to_covariance = conv(2, config.network.detail_width, out, kernel=1)
+        nn.init.normal_(self.to_covariance.weight, std=1e-2)
+        nn.init.constant_(self.to_covariance.bias, -3.0 / RANK)
+
+    def logits(self, features: Features, factors: Tensor, noise: Tensor) -> Tensor:
+        """Draw (B, K, H, W) logits by unit `factors` (B, RANK) and `noise` (B, K, H, W)."""
+        both = depth_to_space(self.to_covariance(features.detail))
+        both = both.unflatten(1, (RANK + 1, self.channels))
+        shared = (both[:, :RANK] * factors[:, :, None, None, None]).sum(dim=1)
+        logits: Tensor = features.logits + shared + F.softplus(both[:, RANK]) * noise
+        return logits
+
+    def denoise(self, x_t: Tensor, level: Tensor, z: Tensor, features: Features) -> Tensor:
+        """One sample, whatever the level."""
+        noise = F.interpolate(x_t, scale_factor=2.0, mode="nearest")
+        return supervised_answer(self.logits(features, z[:, :RANK], noise))
+
+
+def train_stochastic(trainer: Trainer) -> StochasticSegmentation:
+    """Train one by the likelihood of whole crops, from a trainer's batches and for its steps."""
+    config = trainer.config
+    torch.manual_seed(config.seed)
+    network = StochasticSegmentation(config.model).to(trainer.device)
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, betas=(0.9, 0.99))
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, config.steps, pct_start=0.1
+    )
+    for step, (images, x_0) in zip(range(config.steps), trainer.batches(), strict=False):
+        features = network.encode(images)
+        truth = x_0.argmax(dim=1)
+        likelihoods = []
+        for _ in range(DRAWS):
+            factors = torch.randn(len(x_0), RANK, device=x_0.device)
+            logits = network.logits(features, factors, torch.randn_like(x_0))
+            likelihoods.append(-F.cross_entropy(logits, truth, reduction="none").sum(dim=(1, 2)))
+        loss = -torch.logsumexp(torch.stack(likelihoods), dim=0).mean() / truth[0].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        rate.step()
+        decay = min(config.ema_decay, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for name, value in average.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(network.state_dict()[name], 1 - decay)
+    return average.eval().requires_grad_(False)

@@ -1,0 +1,157 @@
+"""What one training step computes: a noised batch, the generator's draws, the losses of both.
+
+x_0 becomes x_{t-1} and x_t at a random t; the generator answers with x̂_0 from x_t; x̂_{t-1} is drawn
+from it. The discriminator tells (x_{t-1}, x_t) from (x̂_{t-1}, x_t), both given the image and t.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..diffusion import NoiseSchedule, q_posterior, q_sample, q_step
+from ..losses import (
+    SupervisedLoss,
+    cross_entropy,
+    discriminator_loss,
+    energy_score,
+    generator_adversarial_loss,
+    r1_penalty,
+    squared_error,
+)
+from ..model import Networks
+from ..networks import Features, to_label_grid
+
+__all__ = ["Noised", "Objective"]
+
+
+class Noised(NamedTuple):
+    """A batch at random noise levels.
+
+    Attributes
+    ----------
+    images : Tensor
+        (B, C, H, W) normalised intensities.
+    x_0 : Tensor
+        (B, K, H, W) label maps in [-1, 1].
+    on_grid, x_prev, x_t : Tensor
+        (B, K, H/2, W/2) label maps on the label grid, and their states x_{t-1} and x_t.
+    t : Tensor
+        (B,) integers in 1 … T.
+    level : Tensor
+        (B,) t / T.
+    """
+
+    images: Tensor
+    x_0: Tensor
+    on_grid: Tensor
+    x_prev: Tensor
+    x_t: Tensor
+    t: Tensor
+    level: Tensor
+
+
+class Objective:
+    """Losses of a training config, on one device."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.schedule = NoiseSchedule.variance_preserving(config.model.diffusion)
+        self.supervised_loss = SupervisedLoss(config.model.label_channels)
+
+    def noised(self, images: Tensor, x_0: Tensor, draw: torch.Generator) -> Noised:
+        """Draw t, x_{t-1} and x_t for a batch."""
+        on_grid = to_label_grid(x_0, self.config.model.diffusion.label_scale)
+        t = torch.randint(1, self.schedule.steps + 1, (len(x_0),), generator=draw)
+        x_prev = q_sample(self.schedule, on_grid, t - 1, self.gaussian(on_grid.shape, draw))
+        x_t = q_step(self.schedule, x_prev, t, self.gaussian(on_grid.shape, draw))
+        level = self.schedule.fraction(t).to(self.device)
+        return Noised(images, x_0, on_grid, x_prev, x_t, t, level)
+
+    def gaussian(self, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+        """Unit Gaussian numbers, the same on every device."""
+        noise = torch.randn(shape, generator=draw).to(self.device)
+        return noise.contiguous(memory_format=torch.channels_last) if noise.ndim == 4 else noise
+
+    def draws(
+        self, networks: Networks, batch: Noised, features: Features, draw: torch.Generator
+    ) -> list[Tensor]:
+        """x̂_0 (B, K, H, W) of as many latents as the reconstruction loss compares."""
+        x_t = batch.x_t + self._attention_shift(networks, batch)
+        count = 2 if self.config.losses.reconstruction == "energy" else 1
+        z = self.gaussian((count * len(x_t), self.config.model.network.latent_dim), draw)
+        x_0 = networks.generator.denoise(
+            x_t.repeat(count, 1, 1, 1),
+            batch.level.repeat(count),
+            z,
+            Features(*(f.repeat(count, 1, 1, 1) for f in features)),
+        )
+        return list(x_0.float().chunk(count))
+
+    @torch.no_grad()
+    def _attention_shift(self, networks: Networks, batch: Noised) -> Tensor | float:
+        """x_t^att − x_t, where x_t^att ~ q(x_t | x_0 ⊙ A_D) with the noise of x_t: section 2.2."""
+        if self.config.model.attention.mode == "none":
+            return 0.0
+        attention = networks.attention_map(
+            batch.x_prev, batch.x_t, batch.images, batch.level, batch.on_grid.shape[2:]
+        )
+        silent = torch.zeros_like(batch.on_grid)
+        return q_sample(self.schedule, (attention - 1) * batch.on_grid, batch.t, silent)
+
+    def previous(self, batch: Noised, x_0_pred: Tensor, draw: torch.Generator) -> Tensor:
+        """x̂_{t-1} ~ q(x_{t-1} | x_t, x̂_0)."""
+        on_grid = to_label_grid(x_0_pred, self.config.model.diffusion.label_scale)
+        noise = self.gaussian(on_grid.shape, draw)
+        return q_posterior(self.schedule, on_grid, batch.x_t, batch.t, noise)
+
+    def of_discriminator(
+        self, networks: Networks, batch: Noised, x_prev_pred: Tensor, penalise: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of D and, if asked for, its gradient penalty."""
+
+        def judge(x_prev: Tensor) -> Tensor:
+            logits: Tensor = networks.discriminator(x_prev, batch.x_t, batch.images, batch.level)
+            return logits
+
+        loss = discriminator_loss(judge(batch.x_prev).float(), judge(x_prev_pred).float())
+        penalty = r1_penalty(judge, batch.x_prev) if penalise else torch.zeros_like(loss)
+        return loss, penalty
+
+    def of_generator(
+        self,
+        networks: Networks,
+        batch: Noised,
+        features: Features,
+        draws: list[Tensor],
+        x_prev_pred: Tensor,
+    ) -> dict[str, Tensor]:
+        """The generator's losses by name, unweighted."""
+        networks.discriminator.requires_grad_(False)
+        fake = networks.discriminator(x_prev_pred, batch.x_t, batch.images, batch.level)
+        networks.discriminator.requires_grad_(True)
+        adversarial = generator_adversarial_loss(fake.float())
+        return {
+            "reconstruction": self._reconstruction(batch, draws).mean(),
+            "adversarial": (adversarial * ~self._answering(batch)).mean(),
+            "supervised": self.supervised_loss(features.logits, batch.x_0),
+        }
+
+    def _answering(self, batch: Noised) -> Tensor:
+        """Where (B,) the answer itself is given, t = 1: a probability, while x̂_0 before is a draw.
+
+        With one step only, that step has to draw.
+        """
+        return (batch.t == 1).to(self.device) & (self.schedule.steps > 1)
+
+    def _reconstruction(self, batch: Noised, draws: list[Tensor]) -> Tensor:
+        """(B,) squared error, or energy score of the draws and cross-entropy of the answer."""
+        if self.config.losses.reconstruction == "mse":
+            return squared_error(batch.x_0, draws[0])
+        first, second = draws
+        probability = (cross_entropy(batch.x_0, first) + cross_entropy(batch.x_0, second)) / 2
+        score = energy_score(batch.x_0, first, second)
+        return torch.where(self._answering(batch), probability, score)

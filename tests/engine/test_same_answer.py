@@ -1,0 +1,173 @@
+"""One answer at a pixel, whatever the tiles, their order and batches, and the part asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cdal_engine.errors import CdalError
+from cdal_engine.inference import Inference
+from cdal_engine.model import Model
+from cdal_engine.noise import noise
+from cdal_engine.preparation import Grid, normalise, prepare, resample
+from cdal_engine.samples import he_path
+from cdal_engine.segmenter import Segmentation, Segmenter
+from cdal_engine.tiling import plan
+
+MPPS = [0.25, 0.499, 0.5, 0.33, 0.2]
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_a_region_gets_the_answer_of_the_whole(tiny_model: Path, data: st.DataObject) -> None:
+    height, width = data.draw(st.tuples(st.integers(1, 90), st.integers(1, 90)), label="size")
+    rows, columns = (
+        slice(a := data.draw(st.integers(0, n - 1)), data.draw(st.integers(a + 1, n)))
+        for n in (height, width)
+    )
+    mpp = data.draw(st.sampled_from(MPPS), label="mpp")
+    tile = data.draw(st.sampled_from([32, 64, 128]), label="tile")
+    image = picture(0, height, width)
+    model = Model.load(tiny_model)
+    options = {"mpp": mpp, "samples": 2, "keep_samples": True}
+    whole = Segmenter(model, "cpu").segment(image, **options)
+    part = Segmenter(model, "cpu", tile).segment(image, region=(rows, columns), **options)
+    assert part.labels.shape == whole.labels[rows, columns].shape
+    for name in ("probability", "deviation", "uncertainty", "samples"):
+        of_part, of_whole = getattr(part, name), getattr(whole, name)[..., rows, columns]
+        np.testing.assert_allclose(of_part, of_whole, atol=1e-3, err_msg=name)
+    np.testing.assert_allclose(part.attention, whole.attention[rows, columns], atol=1e-3)
+
+
+@given(st.floats(0.2, 4), st.data())
+def test_resampling_a_window_gives_the_pixels_of_the_whole(
+    scale: float, data: st.DataObject
+) -> None:
+    """Bit for bit, from a cut of the input that starts anywhere: no tile is rescaled by itself."""
+    x = torch.rand(2, 40, 37, dtype=torch.float64)
+    whole = resample(x, scale)
+    window = tuple(
+        slice(a := data.draw(st.integers(0, n - 1)), data.draw(st.integers(a + 1, n)))
+        for n in whole.shape[1:]
+    )
+    reach = max(1.0, 1 / scale) + 1
+    cut = [
+        slice(max(int(w.start / scale - reach), 0), int(w.stop / scale + reach) + 1) for w in window
+    ]
+    part = resample(x[:, cut[0], cut[1]], scale, window, (cut[0].start, cut[1].start))
+    assert torch.equal(part, whole[:, window[0], window[1]])
+
+
+def run_tiles(model: Model, image: np.ndarray, mpp: float, tile: int, **changes: object) -> dict:
+    """Maps of an image by `Inference` itself, tiles in the order and batches asked for."""
+    config = model.config
+    x = normalise(prepare(image, config.image), config.image)
+    grid = Grid.over(x.shape[1:], mpp / 0.25, config.network.stride)
+    shuffle = changes.pop("shuffle", False)
+    segmenter = Segmenter(model, "cpu")
+    schedule = segmenter.check_options(2, None)
+    tiles = plan(grid.size, tile, segmenter.halo(schedule))
+    if shuffle:
+        tiles = [tiles[i] for i in np.random.default_rng(1).permutation(len(tiles))]
+    inference = Inference(
+        config=config,
+        networks=model.networks,
+        samples=2,
+        seed=3,
+        schedule=schedule,
+        attention=True,
+        keep_samples=False,
+        device=torch.device("cpu"),
+        tiles_at_once=1,
+        advance=lambda: None,
+    )
+    x = resample(x, grid.scale, grid.box)
+    with torch.inference_mode():
+        return vars(replace(inference, **changes).run(x, (0, 0), grid.box, tiles))
+
+
+@settings(max_examples=5)
+@given(st.sampled_from([0.25, 0.499]), st.integers(40, 80), st.integers(40, 80))
+def test_order_of_tiles_changes_no_bit_and_batches_hardly_any(
+    tiny_model: Path, mpp: float, height: int, width: int
+) -> None:
+    model, image = Model.load(tiny_model), picture(1, height, width)
+    first = run_tiles(model, image, mpp, 48)
+    again = run_tiles(model, image, mpp, 48, shuffle=True)
+    for name in ("probability", "deviation", "masks", "attention"):
+        assert np.array_equal(first[name], again[name]), name
+    for count in (2, 3):
+        batched = run_tiles(model, image, mpp, 48, tiles_at_once=count)
+        np.testing.assert_allclose(batched["probability"], first["probability"], atol=1e-5)
+
+
+@given(
+    st.tuples(st.integers(-50, 50), st.integers(-50, 50)),
+    st.tuples(st.integers(-50, 50), st.integers(-50, 50)),
+)
+def test_noise_of_two_tiles_agrees_where_they_meet(a: tuple[int, int], b: tuple[int, int]) -> None:
+    size = 60
+    one, other = (noise(7, 1, 2, 3, origin, (size, size)) for origin in (a, b))
+    first = [max(p, q) for p, q in zip(a, b, strict=True)]
+    last = [min(p, q) + size for p, q in zip(a, b, strict=True)]
+    if all(f < n for f, n in zip(first, last, strict=True)):
+        cut = [
+            x[:, *(slice(f - o, n - o) for f, n, o in zip(first, last, origin, strict=True))]
+            for x, origin in ((one, a), (other, b))
+        ]
+        assert torch.equal(*cut)
+
+
+def matched(labels: np.ndarray, others: np.ndarray, least: float = 0.95) -> float:
+    """Share of the objects that meet one of the others at an IoU of `least`."""
+    area, other_area = np.bincount(labels.ravel()), np.bincount(others.ravel())
+    pairs, both = np.unique(np.stack([labels, others]).reshape(2, -1), axis=1, return_counts=True)
+    both, (a, b) = both[(pairs > 0).all(axis=0)], pairs[:, (pairs > 0).all(axis=0)]
+    good = both / (area[a] + other_area[b] - both) >= least
+    return float(good.sum() / (area[1:] > 0).sum())
+
+
+def assert_same(one: Segmentation, other: Segmentation) -> None:
+    """DESIGN's bound for another tile size."""
+    assert np.abs(one.probability - other.probability).max() <= 1e-3
+    assert min(matched(one.labels, other.labels), matched(other.labels, one.labels)) >= 0.999
+
+
+def test_shipped_model_on_the_shipped_sample() -> None:
+    """0.499 µm/px against a model at 0.25: no tile starts on a pixel of the image."""
+    model, sample_image = Model.load("nuclei-he"), np.asarray(Image.open(he_path()))
+    one, other = (
+        Segmenter(model, "cpu", tile).segment(sample_image, mpp=0.499, samples=1)
+        for tile in (512, 2048)
+    )
+    assert_same(one, other)
+    rows, columns = slice(101, 230), slice(55, 222)
+    part = Segmenter(model, "cpu").segment(
+        sample_image, region=(rows, columns), mpp=0.499, samples=1
+    )
+    assert np.abs(part.probability - other.probability[:, rows, columns]).max() <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mpp", [0.25, 0.499])
+def test_shipped_model_on_a_real_image(shared_data: Path, mpp: float) -> None:
+    path = next((shared_data / "monuseg" / "train" / "images").glob("*.png"))
+    image, model = np.asarray(Image.open(path).convert("RGB")), Model.load("nuclei-he")
+    whole = Segmenter(model, "cpu", 2048).segment(image, mpp=mpp, samples=2)
+    for tile in (512, 1024):
+        assert_same(Segmenter(model, "cpu", tile).segment(image, mpp=mpp, samples=2), whole)
+
+
+def test_a_region_outside_the_image_is_refused(tiny_model: Path) -> None:
+    segmenter = Segmenter(Model.load(tiny_model), "cpu")
+    with pytest.raises(CdalError, match="holds no pixel"):
+        segmenter.segment(picture(0, 20, 20), region=(slice(30, 40), slice(0, 5)))
