@@ -89,7 +89,7 @@ class DiffusionConfig(_Frozen):
     beta_max: Annotated[float, Field(gt=0)] = 20.0
     # Amplitude of the label map in x_t. The smaller, the less of it shows through the noise, and
     # the more the denoiser looks at the image: Chen (2023), arXiv:2301.10972.
-    label_scale: Annotated[float, Field(gt=0, le=1)] = 0.3
+    label_scale: Annotated[float, Field(gt=0, le=1)] = 0.25
 
 
 class AttentionConfig(_Frozen):
@@ -100,9 +100,11 @@ class AttentionConfig(_Frozen):
 
 
 class DecodeConfig(_Frozen):
-    """From probabilities to labels."""
+    """From the networks' answers to probabilities and labels."""
 
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    # Both are fitted on the validation images as a model is trained.
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # what each sample's log-odds are divided by
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the mean probability
     boundary: Annotated[float, Field(ge=0)] = 0.75  # width of the boundary class, µm or pixels
     min_area: Annotated[float, Field(ge=0)] = 4.0  # smallest object, µm² or pixels
 
@@ -133,6 +135,14 @@ class ModelConfig(_Frozen):
         if self.halo is not None and self.halo % self.network.stride:
             raise ValueError(f"halo must be a multiple of the stride {self.network.stride}")
         return self
+
+    def with_decoding(self, temperature: float, threshold: float) -> Self:
+        """The same with another temperature and threshold, rounded."""
+        fitted = {
+            "temperature": round(temperature, 2),
+            "threshold": min(max(round(threshold, 2), 0.05), 0.95),
+        }
+        return self.model_copy(update={"decode": self.decode.model_copy(update=fitted)})
 
     @property
     def label_channels(self) -> int:

@@ -131,7 +131,7 @@ class Inference:
         features = generator.encode(image)
         self.advance()
         if self.schedule is None:
-            return (generator.preview(features)[:, None] + 1) / 2, None
+            return self._probability(generator.preview(features))[:, None], None
         repeated = Features(*(_repeat(f, self.samples) for f in features))
         cells = [(_on_label_grid(tile.origin), _on_label_grid(tile.shape)) for tile in tiles]
 
@@ -156,7 +156,7 @@ class Inference:
 
         to_grid = partial(to_label_grid, scale=config.diffusion.label_scale)
         last = sample(denoise, to_grid, self.schedule, draw, draw_latent)
-        answers = ((last.x_0 + 1) / 2).unflatten(0, (len(tiles), self.samples))
+        answers = self._probability(last.x_0).unflatten(0, (len(tiles), self.samples))
         if not self.attention:
             return answers, None
         level = torch.full((len(last.x_t),), 1 / self.schedule.steps, device=self.device)
@@ -165,9 +165,23 @@ class Inference:
         )[:, 0]
         return answers, attention.unflatten(0, (len(tiles), self.samples)).mean(dim=1)
 
+    def _probability(self, x_0: Tensor) -> Tensor:
+        """(B, K, h, w) label maps in [-1, 1] to probabilities, at the model's temperature.
+
+        It divides the log-odds of belonging to any object; which part or class stays as likely.
+        """
+        p, temperature = (x_0.float() + 1) / 2, self.config.decode.temperature
+        if temperature == 1:
+            return p
+        inside = (p if p.shape[1] == 1 else 1 - p[:, :1]).clamp(1e-4, 1 - 1e-4)
+        tempered = torch.sigmoid(torch.logit(inside) / temperature)
+        if p.shape[1] == 1:
+            return tempered
+        return torch.cat([1 - tempered, p[:, 1:] * (tempered / inside)], dim=1)
+
     def _store(self, maps: Maps, at: Box, answers: Tensor) -> None:
         """Keep `answers` (S, K, h, w) in 0 … 1 of one tile's core."""
-        answers = answers.float().cpu()
+        answers = answers.cpu()
         maps.probability[:, *at] = answers.mean(dim=0)
         inside = _object_probability(answers, self.config)
         maps.deviation[at] = inside.std(dim=0, correction=0)

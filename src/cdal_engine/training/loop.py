@@ -24,6 +24,7 @@ from ..model import Model, Networks
 from ..preparation import normalise
 from ..segmenter import Segmenter
 from .augmentation import Augmentation, random_crop
+from .calibration import best_threshold, fit_temperature
 from .curves import append_row, draw_curves, read_rows
 from .dataset import Pair, load_for_training
 from .objective import Objective
@@ -40,7 +41,7 @@ class Trainer:
     """One training run in one folder.
 
     The folder holds config.yaml, metrics.csv, curves.png, checkpoint.pt, and the models `last/`
-    and `best/` (by validation Dice of the sampled mean).
+    and `best/` (by validation Dice of the sampled mean, cut where that is highest).
 
     Parameters
     ----------
@@ -289,14 +290,25 @@ class Trainer:
     # -- results ----------------------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float]:
-        """Score the averaged model as users will run it, and keep it if it is the best so far."""
-        last = self.run_folder / "last"
-        Model.save(last, self.config.model, self.average)
+        """Score the averaged model as users will run it, and keep it if it is the best so far.
+
+        Its temperature and threshold become those that fit the validation images best.
+        """
+        last, config = self.run_folder / "last", self.config.model.with_decoding(1.0, 0.5)
+        Model.save(last, config, self.average)
         segmenter = Segmenter(Model.load(last), str(self.device))
-        scores = evaluate(segmenter, self.validation_pairs, mpp=self.config.mpp).mean
-        if scores["dice"] > self.best:
-            self.best = scores["dice"]
-            Model.save(self.run_folder / "best", self.config.model, self.average)
+        evaluation = evaluate(segmenter, self.validation_pairs, mpp=self.config.mpp)
+        scores, answers = evaluation.mean, (evaluation.samples, evaluation.truths)
+        temperature = fit_temperature(*answers)
+        threshold, dice = best_threshold(*answers, temperature)
+        if config.target == "classes":  # whose labels are the likeliest class, without a cut
+            threshold, dice = 0.5, scores["dice"]
+        scores |= {"temperature": temperature, "threshold": threshold, "dice_at_threshold": dice}
+        config = config.with_decoding(temperature, threshold)
+        Model.save(last, config, self.average)
+        if dice > self.best:
+            self.best = dice
+            Model.save(self.run_folder / "best", config, self.average)
         return scores
 
     def _save(self) -> None:

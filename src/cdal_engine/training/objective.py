@@ -135,7 +135,7 @@ class Objective:
         networks.discriminator.requires_grad_(True)
         adversarial = generator_adversarial_loss(fake.float())
         return {
-            "reconstruction": self._reconstruction(batch, draws).mean(),
+            "reconstruction": self._reconstruction(batch, draws),
             "adversarial": (adversarial * ~self._answering(batch)).mean(),
             "supervised": self.supervised_loss(features.logits, batch.x_0),
         }
@@ -148,10 +148,9 @@ class Objective:
         return (batch.t == 1).to(self.device) & (self.schedule.steps > 1)
 
     def _reconstruction(self, batch: Noised, draws: list[Tensor]) -> Tensor:
-        """(B,) squared error, or energy score of the draws and cross-entropy of the answer."""
+        """Squared error; or the energy score of the draws and the cross-entropy of the answers."""
         if self.config.losses.reconstruction == "mse":
-            return squared_error(batch.x_0, draws[0])
-        first, second = draws
-        probability = (cross_entropy(batch.x_0, first) + cross_entropy(batch.x_0, second)) / 2
-        score = energy_score(batch.x_0, first, second)
-        return torch.where(self._answering(batch), probability, score)
+            return squared_error(batch.x_0, draws[0]).mean()
+        answered = sum(cross_entropy(batch.x_0, x_0) for x_0 in draws) / len(draws)
+        drawn = energy_score(batch.x_0, *draws)
+        return torch.where(self._answering(batch), answered, drawn).mean()

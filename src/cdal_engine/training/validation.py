@@ -20,6 +20,7 @@ Scores = dict[str, float]
 
 
 _FINE_BINS = 20 * metrics.CALIBRATION_BINS
+_EVERY = 17  # pixel is kept to fit a temperature to: prime, so that no column is preferred
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,27 @@ class Evaluation:
     ----------
     images : dict of dict
         Each image's scores, by stem.
-    tables : ndarray
-        (N, 3, bins) calibration table of each image, in many fine bins.
+    tables : list of ndarray
+        (3, bins) calibration table of each image, in many fine bins.
+    samples, truths : list of ndarray
+        Of some pixels of each image: (S, n) probability of any object in each sample, (n,) truth.
     """
 
     images: dict[str, Scores]
-    tables: NDArray[np.float64]
+    tables: list[NDArray[np.float64]]
+    samples: list[NDArray[np.float16]]
+    truths: list[NDArray[np.bool_]]
+
+    def add(
+        self, stem: str, scores: Scores, result: Segmentation, truth: NDArray[np.bool_]
+    ) -> None:
+        """Take in one image, segmented with its samples kept."""
+        self.images[stem] = scores
+        inside = result.probability.sum(axis=0).clip(0, 1)
+        self.tables.append(metrics.calibration_table(inside, truth, _FINE_BINS))
+        samples = inside[None] if result.samples is None else result.samples
+        self.samples.append(samples.reshape(len(samples), -1)[:, ::_EVERY].astype(np.float16))
+        self.truths.append(truth.ravel()[::_EVERY])
 
     @property
     def mean(self) -> Scores:
@@ -48,7 +64,7 @@ class Evaluation:
         rows = self.images.values()
         columns = {n: [row[n] for row in rows if not np.isnan(row.get(n, np.nan))] for n in names}
         means = {name: float(np.mean(column)) for name, column in columns.items() if column}
-        coarse = self.tables.sum(axis=0).reshape(3, metrics.CALIBRATION_BINS, -1).sum(axis=2)
+        coarse = np.sum(self.tables, axis=0).reshape(3, metrics.CALIBRATION_BINS, -1).sum(axis=2)
         means["ece_pooled"] = metrics.calibration_error(coarse)
         dice = np.mean([metrics.dice_by_threshold(table) for table in self.tables], axis=0)
         means["best_threshold"] = float(dice.argmax() / _FINE_BINS)
@@ -114,7 +130,7 @@ def evaluate(
     on_image: Callable[[str, Scores], None] | None = None,
 ) -> Evaluation:
     """Segment and score every pair; options as `Segmenter.segment`."""
-    images, tables = {}, []
+    evaluation = Evaluation({}, [], [], [])
     for pair in pairs:
         try:
             image, labels, own = read_pair(pair, segmenter.model.config, mpp)
@@ -129,9 +145,8 @@ def evaluate(
             )
         except CdalError as error:
             raise error.at(pair.image) from None
-        images[pair.stem] = score(result, labels.astype(np.int64), segmenter.model.config)
-        inside = result.probability.sum(axis=0).clip(0, 1)
-        tables.append(metrics.calibration_table(inside, labels > 0, _FINE_BINS))
+        scores = score(result, labels.astype(np.int64), segmenter.model.config)
+        evaluation.add(pair.stem, scores, result, labels > 0)
         if on_image is not None:
-            on_image(pair.stem, images[pair.stem])
-    return Evaluation(images, np.stack(tables))
+            on_image(pair.stem, scores)
+    return evaluation

@@ -1,0 +1,65 @@
+"""Temperature and threshold fitted on validation answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdal_engine import metrics
+from cdal_engine.model import Model
+from cdal_engine.segmenter import Segmenter
+from cdal_engine.training.calibration import best_threshold, fit_temperature, tempered_mean
+
+
+def answers(temperature: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Two images whose one sample is too sure by `temperature`."""
+    rng = np.random.default_rng(0)
+    p = [rng.beta(0.5, 1.5, 40_000).clip(0.01, 0.99) for _ in range(2)]
+    truths = [rng.random(q.shape) < q for q in p]
+    return [(1 / (1 + (1 / q - 1) ** temperature))[None] for q in p], truths
+
+
+@pytest.mark.parametrize("temperature", [0.8, 1.0, 1.7, 2.5])
+def test_the_temperature_that_made_them_too_sure_is_found(temperature: float) -> None:
+    samples, truths = answers(temperature)
+    assert fit_temperature(samples, truths) == pytest.approx(temperature, rel=0.05)
+
+
+def test_it_makes_probabilities_as_right_as_they_say() -> None:
+    samples, truths = answers(2.0)
+    before, after = (
+        metrics.calibration_error(
+            sum(
+                metrics.calibration_table(tempered_mean(s, t), truth)
+                for s, truth in zip(samples, truths, strict=True)
+            )
+        )
+        for t in (1.0, fit_temperature(samples, truths))
+    )
+    assert after < 0.01 < 0.05 < before
+
+
+def test_no_cut_is_better_than_the_best() -> None:
+    samples, truths = answers(1.0)
+    threshold, dice = best_threshold(samples, truths, 1.0)
+    for cut in (threshold, 0.3, 0.5, 0.7):
+        each = [metrics.dice(s[0] >= cut, t) for s, t in zip(samples, truths, strict=True)]
+        assert np.mean(each) <= dice + 1e-9
+    assert 0.2 < threshold < 0.5  # right probabilities are best cut below one half
+
+
+@pytest.mark.parametrize("target", ["nuclei", "binary"])
+def test_a_model_is_tempered_as_the_fit_assumes(tiny_model: Path, target: str) -> None:
+    from cdal_engine.model import Networks
+
+    model = Model.load(tiny_model)
+    config = model.config.model_copy(update={"target": target})
+    model = Model("tiny", config, Networks(config).eval(), "")
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    hot = replace(model, config=config.with_decoding(1.8, 0.4))
+    plain, mild = (Segmenter(m, "cpu").segment(image, keep_samples=True) for m in (model, hot))
+    expected = tempered_mean(plain.samples.reshape(5, -1), 1.8).reshape(64, 64)
+    np.testing.assert_allclose(mild.probability[0], expected, atol=2e-3)
+    np.testing.assert_allclose(mild.samples.mean(axis=0), mild.probability[0], atol=2e-3)
+    assert ((mild.probability[0] > 0.4) >= (mild.labels > 0)).all()
