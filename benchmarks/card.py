@@ -13,6 +13,7 @@ MEANS = (
     "recall",
     "sq",
     "rq",
+    "ece_pooled",
     "ece_boundary",
     "dice_one_sample",
     "dice_best_sample",

@@ -79,8 +79,15 @@ def markers(mask: NDArray[np.bool_], inner: NDArray[np.bool_]) -> Labels:
 
 
 def flood(seeds: Labels, inner: NDArray[np.float32], mask: NDArray[np.bool_]) -> Labels:
-    """Grow seeds over the mask by watershed, from where `inner` is high to where it is low."""
-    return np.asarray(watershed(-inner, seeds.astype(np.int32), mask=mask), np.uint32)
+    """Grow seeds over the mask by watershed, from where `inner` is high to where it is low.
+
+    Among equals the first in the queue comes first. The seeds enter it row by row, by levels of
+    their own: else the heap would order them by what lies elsewhere in the image.
+    """
+    level = -inner.astype(np.float64)
+    seeded = seeds > 0
+    level[seeded] = np.linspace(-3, -2, int(seeded.sum()))  # below every probability
+    return np.asarray(watershed(level, seeds.astype(np.int32), mask=mask), np.uint32)
 
 
 def first_pixels(labels: Labels) -> dict[int, tuple[int, int]]:

@@ -45,6 +45,7 @@ def by_blocks(p: np.ndarray, block: int, halo: int, config: ModelConfig) -> np.n
     st.integers(0, 10),
     st.sampled_from(["nuclei", "binary"]),
     st.sampled_from([0.0, 1.5]),
+    st.sampled_from([None, 1, 0]),
 )
 def test_any_blocks_give_what_decoding_at_once_gives(
     seed: int,
@@ -55,9 +56,12 @@ def test_any_blocks_give_what_decoding_at_once_gives(
     halo: int,
     target: str,
     min_area: float,
+    digits: int | None,
 ) -> None:
+    """Of probabilities that differ, and of rounded ones, of which many are equal."""
     config = config_of(target, min_area)
     p = field(seed, size, smooth, level)
+    p = p if digits is None else p.round(digits)
     p = p if target == "nuclei" else 1 - p[:1]
     whole = targets.decode(p, config, 0.25)
     assert np.array_equal(by_blocks(p, block, halo, config), whole)
