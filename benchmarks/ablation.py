@@ -1,15 +1,17 @@
 """What each part of the model is worth: small models trained alike but for one thing.
 
-python benchmarks/ablation.py DATA -o DIR [--rows ours,paper] [--steps 400] [--device cpu]
+python benchmarks/ablation.py DATA -o DIR [--rows ours "no latent"] [--steps 400] [--device cpu]
 
 DATA holds images/ and labels/ at 0.25 µm per pixel. Every row trains on the same crops at 0.5 µm
-per pixel from the same seed, and is scored on the validation images that train.yaml names. A row
-that DIR already holds is not trained again. The table of all rows in DIR is printed at the end.
+per pixel from the same seed, and is scored on the validation images that train.yaml names, its
+temperature and threshold fitted to them first, as a shipped model's are. Rows that DIR holds for
+as many steps are not run again. The table of all of them is printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -41,6 +43,7 @@ SMALL = {
     "batch_size": 8,
     "crop": 128,
     "learning_rate": 1e-3,
+    "model.diffusion.label_scale": 0.25,
     "minutes": None,
     "validate_every": 1e6,
     "checkpoint_every": 1e6,
@@ -83,7 +86,8 @@ class AttendedGenerator(nn.Module):
         if int(t[0]) == 1:
             return x_0
         on_grid = to_label_grid(x_0, self.config.diffusion.label_scale)
-        x_prev = q_posterior(self.schedule, on_grid, x_t, t, torch.zeros_like(x_t))
+        noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(int(t[0])))
+        x_prev = q_posterior(self.schedule, on_grid, x_t, t, noise.to(x_t.device))
         image = self.image.repeat_interleave(len(x_t) // len(self.image), dim=0)
         return x_0 * self.attention_map(x_prev, x_t, image, level, x_0.shape[2:])
 
@@ -132,15 +136,6 @@ ROWS = {
     "paper's objective": Row(PAPER | {"model.attention.mode": "paper"}),
     "no latent": Row({"model.network.latent_dim": 0}),
     "no attention": Row({"model.attention.mode": "none"}),
-    "attention normalized, stride 2": Row({"model.attention.level": 0}),
-    "attention normalized, stride 4": Row({"model.attention.level": 1}),
-    "attention normalized, in sampling too": Row(of="ours", altered=attended),
-    "attention paper, stride 2": Row({"model.attention.mode": "paper", "model.attention.level": 0}),
-    "attention paper, stride 4": Row({"model.attention.mode": "paper", "model.attention.level": 1}),
-    "attention paper, stride 8": Row({"model.attention.mode": "paper"}),
-    "attention paper, stride 8, in sampling too": Row(
-        of="attention paper, stride 8", altered=attended
-    ),
     "MSE in place of the energy score": Row({"losses.reconstruction": "mse"}),
     "no adversarial term": Row({"losses.adversarial": 0}),
     "adversarial weight 1": Row({"losses.adversarial": 1.0}),
@@ -150,6 +145,13 @@ ROWS = {
     "T = 2": Row({"model.diffusion.steps": 2}),
     "T = 8": Row({"model.diffusion.steps": 8}),
 }
+for mode, level in itertools.product(("normalized", "paper"), (0, 1, 2)):
+    name = f"attention {mode}, stride {2 << level}"
+    if (mode, level) == ("normalized", 2):
+        name = "ours"
+    else:
+        ROWS[name] = Row({"model.attention.mode": mode, "model.attention.level": level})
+    ROWS[f"{name}, attention in sampling too"] = Row(of=name, altered=attended)
 STOCHASTIC = "control: stochastic segmentation network"
 SEEDS = "control: heads of 3 seeds"
 
@@ -211,7 +213,12 @@ def scored(name: str, options: argparse.Namespace) -> Scores:
     networks = segmenter.networks
 
     def decoding(temperature: float, threshold: float) -> Segmenter:
-        config = segmenter.model.config.with_decoding(temperature, threshold)
+        config = segmenter.model.config.with_decoding(
+            temperature=temperature,
+            threshold=threshold,
+            supervised_temperature=temperature,
+            supervised_threshold=threshold,
+        )
         other = Segmenter(replace(segmenter.model, config=config), options.device)
         other.networks = networks
         return other
@@ -223,9 +230,15 @@ def scored(name: str, options: argparse.Namespace) -> Scores:
     scores = evaluate(segmenter, pairs, mpp=0.25, steps=steps).mean
     scores |= {f"raw_{metric}": value for metric, value in raw.mean.items()}
     image, _, mpp = read_pair(pairs[0], segmenter.model.config, 0.25)
-    seconds = [segmenter.segment(image, mpp=mpp, steps=steps).seconds for _ in range(2)]
+    seconds = [
+        segmenter.segment(image, mpp=mpp, steps=steps, attention=False).seconds for _ in range(2)
+    ]
     scores["seconds"] = seconds[1]  # the first warms up
-    scores["parameters"] = sum(p.numel() for p in networks.generator.parameters())
+    scores["parameters"] = sum(
+        p.numel()
+        for part, p in networks.generator.named_parameters()
+        if steps != 0 or "denoiser." not in part
+    )
     return scores | {"temperature": temperature, "threshold": threshold}
 
 
@@ -258,6 +271,7 @@ def main() -> None:
     options.pairs: tuple[list[Pair], list[Pair]] = split(
         find_pairs(options.data), config_of(Row(), options.steps)
     )
+    options.output = options.output / f"{options.steps}-steps"
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.rows:
         path = options.output / f"{slug(name)}.json"

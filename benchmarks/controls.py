@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdal_engine.config import ModelConfig
+from cdal_engine.losses import SupervisedLoss
 from cdal_engine.networks import Features, Generator
 from cdal_engine.networks.blocks import conv, depth_to_space
 from cdal_engine.networks.condition_encoder import supervised_answer
-from cdal_engine.training.loop import Trainer
+from cdal_engine.training.loop import Trainer, update_average
 
 RANK = 10  # of the covariance of a stochastic segmentation network, as in its paper
 DRAWS = 10  # of the logits, for its likelihood
@@ -75,6 +76,7 @@ class StochasticSegmentation(Generator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.denoiser = nn.Identity()  # none is needed
         self.channels = config.label_channels
         out = self.channels * 4 * (RANK + 1)
         self.to_covariance = conv(2, config.network.detail_width, out, kernel=1)
@@ -82,46 +84,49 @@ class StochasticSegmentation(Generator):
         nn.init.constant_(self.to_covariance.bias, -3.0 / RANK)
 
     def logits(self, features: Features, factors: Tensor, noise: Tensor) -> Tensor:
-        """Draw (B, K, H, W) logits by unit `factors` (B, RANK) and `noise` (B, K, H, W)."""
+        """Draw (B, K, H, W) logits by unit `factors` (B, RANK) and `noise` (B, K, H/2, W/2)."""
         both = depth_to_space(self.to_covariance(features.detail))
         both = both.unflatten(1, (RANK + 1, self.channels))
         shared = (both[:, :RANK] * factors[:, :, None, None, None]).sum(dim=1)
-        logits: Tensor = features.logits + shared + F.softplus(both[:, RANK]) * noise
+        own = F.softplus(both[:, RANK]) * F.interpolate(noise, scale_factor=2.0, mode="nearest")
+        logits: Tensor = features.logits + shared + own
         return logits
 
     def denoise(self, x_t: Tensor, level: Tensor, z: Tensor, features: Features) -> Tensor:
         """One sample, whatever the level."""
-        noise = F.interpolate(x_t, scale_factor=2.0, mode="nearest")
-        return supervised_answer(self.logits(features, z[:, :RANK], noise))
+        return supervised_answer(self.logits(features, z[:, :RANK], x_t))
 
 
 def train_stochastic(trainer: Trainer) -> StochasticSegmentation:
-    """Train one by the likelihood of whole crops, from a trainer's batches and for its steps."""
+    """Train one for a trainer's steps, on its batches, at its learning rate, averaged as it does.
+
+    By the likelihood of whole crops, and by the supervised loss of the mean logits as ours is.
+    """
     config = trainer.config
     torch.manual_seed(config.seed)
     network = StochasticSegmentation(config.model).to(trainer.device)
     average = copy.deepcopy(network)
+    supervised = SupervisedLoss(config.model.label_channels)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, config.steps, pct_start=0.1
-    )
     for step, (images, x_0) in zip(range(config.steps), trainer.batches(), strict=False):
+        trainer.step = step
+        rate = config.learning_rate * trainer.learning_rate_factor(step / config.steps)
+        optimizer.param_groups[0]["lr"] = rate
         features = network.encode(images)
         truth = x_0.argmax(dim=1)
         likelihoods = []
         for _ in range(DRAWS):
             factors = torch.randn(len(x_0), RANK, device=x_0.device)
-            logits = network.logits(features, factors, torch.randn_like(x_0))
-            likelihoods.append(-F.cross_entropy(logits, truth, reduction="none").sum(dim=(1, 2)))
-        loss = -torch.logsumexp(torch.stack(likelihoods), dim=0).mean() / truth[0].numel()
+            noise = torch.randn_like(F.avg_pool2d(x_0, 2))
+            wrong = F.cross_entropy(
+                network.logits(features, factors, noise), truth, reduction="none"
+            )
+            likelihoods.append(-wrong.sum(dim=(1, 2)))
+        likelihood = torch.logsumexp(torch.stack(likelihoods), dim=0).mean() / truth[0].numel()
+        loss = supervised(features.logits, x_0) - likelihood
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
-        rate.step()
-        decay = min(config.ema_decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for name, value in average.state_dict().items():
-                if value.is_floating_point():
-                    value.lerp_(network.state_dict()[name], 1 - decay)
+        update_average(average, network, min(config.ema_decay, (step + 1) / (step + 10)))
     return average.eval().requires_grad_(False)

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-ROWS = ((5, None), (1, None), (5, 1), (1, 0))  # samples, steps (None: the model's)
+ROWS = ((5, None), (1, None), (1, 0))  # samples, steps (None: the model's)
 REPEATS = 5
 
 

@@ -102,9 +102,12 @@ class AttentionConfig(_Frozen):
 class DecodeConfig(_Frozen):
     """From the networks' answers to probabilities and labels."""
 
-    # Both are fitted on the validation images as a model is trained.
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # what each sample's log-odds are divided by
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the mean probability
+    # Fitted to the validation images as a model is trained: what each sample's log-odds are divided
+    # by, and where the mean probability is cut; and the same of the supervised head's own answer.
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    supervised_temperature: Annotated[float, Field(gt=0)] = 1.0
+    supervised_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     boundary: Annotated[float, Field(ge=0)] = 0.75  # width of the boundary class, µm or pixels
     min_area: Annotated[float, Field(ge=0)] = 4.0  # smallest object, µm² or pixels
 
@@ -136,13 +139,17 @@ class ModelConfig(_Frozen):
             raise ValueError(f"halo must be a multiple of the stride {self.network.stride}")
         return self
 
-    def with_decoding(self, temperature: float, threshold: float) -> Self:
-        """The same with another temperature and threshold, rounded."""
-        fitted = {
-            "temperature": round(temperature, 2),
-            "threshold": min(max(round(threshold, 2), 0.05), 0.95),
-        }
-        return self.model_copy(update={"decode": self.decode.model_copy(update=fitted)})
+    def with_decoding(self, **changes: float) -> Self:
+        """The same with some of `decode` changed, rounded."""
+        changes = {name: round(value, 2) for name, value in changes.items()}
+        return self.model_copy(update={"decode": self.decode.model_copy(update=changes)})
+
+    def of_supervised_head(self) -> Self:
+        """The same, decoding as fits the supervised head's answer."""
+        decode = self.decode
+        return self.with_decoding(
+            temperature=decode.supervised_temperature, threshold=decode.supervised_threshold
+        )
 
     @property
     def label_channels(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import MAX_STEPS, DiffusionConfig
+from .config import DiffusionConfig
 
 __all__ = ["NoiseSchedule", "q_posterior", "q_sample", "q_step"]
 
@@ -35,28 +35,9 @@ class NoiseSchedule:
     alphas_cumprod: Tensor
 
     @classmethod
-    def variance_preserving(
-        cls, config: DiffusionConfig, steps: int | None = None
-    ) -> NoiseSchedule:
-        """Tabulate the schedule in `steps` equal parts of continuous time.
-
-        Schedules whose step counts divide one another share their common noise levels.
-
-        Parameters
-        ----------
-        config : DiffusionConfig
-            `beta_min`, `beta_max` and the default number of steps.
-        steps : int, optional
-            T, from 1 to 16.
-
-        Raises
-        ------
-        ValueError
-            If `steps` is out of range.
-        """
-        steps = config.steps if steps is None else steps
-        if not 1 <= steps <= MAX_STEPS:
-            raise ValueError(f"T must be from 1 to {MAX_STEPS}, got {steps}")
+    def variance_preserving(cls, config: DiffusionConfig) -> NoiseSchedule:
+        """Tabulate the schedule in `config.steps` equal parts of continuous time."""
+        steps = config.steps
         s = torch.arange(steps + 1, dtype=torch.float64) / steps * (1 - _S_MIN) + _S_MIN
         log_alpha = -(s**2) * (config.beta_max - config.beta_min) / 2 - s * config.beta_min
         alphas_cumprod = torch.exp(log_alpha - log_alpha[0])

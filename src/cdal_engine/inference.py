@@ -23,7 +23,9 @@ from .noise import latent, noise
 from .sampler import sample
 from .tiling import Box, Tile, batches, seen_from
 
-__all__ = ["Inference", "Maps"]
+__all__ = ["Inference", "Maps", "tempered"]
+
+_FLOOR = 1e-5  # of probabilities that are tempered: nothing is certain
 
 
 @dataclass
@@ -114,6 +116,7 @@ class Inference:
         maps = Maps.empty(
             self.config.label_channels, self.samples, size, self.attention, self.keep_samples
         )
+        tiles = sorted(tiles, key=lambda tile: [s.start for s in tile.core])  # batches the same too
         for batch in batches(tiles, self.tiles_at_once):
             cut = torch.stack([image[:, *seen_from(origin, t.box)] for t in batch])
             answers, attention = self._sample(cut, batch)
@@ -129,9 +132,10 @@ class Inference:
         config, generator = self.config, self.networks.generator
         image = image.to(self.device, memory_format=torch.channels_last)
         features = generator.encode(image)
-        self.advance()
+        for _ in tiles:
+            self.advance()
         if self.schedule is None:
-            return self._probability(generator.preview(features))[:, None], None
+            return tempered(generator.preview(features), config.decode.temperature)[:, None], None
         repeated = Features(*(_repeat(f, self.samples) for f in features))
         cells = [(_on_label_grid(tile.origin), _on_label_grid(tile.shape)) for tile in tiles]
 
@@ -156,28 +160,16 @@ class Inference:
 
         to_grid = partial(to_label_grid, scale=config.diffusion.label_scale)
         last = sample(denoise, to_grid, self.schedule, draw, draw_latent)
-        answers = self._probability(last.x_0).unflatten(0, (len(tiles), self.samples))
+        answers = tempered(last.x_0, config.decode.temperature).unflatten(
+            0, (len(tiles), self.samples)
+        )
         if not self.attention:
             return answers, None
         level = torch.full((len(last.x_t),), 1 / self.schedule.steps, device=self.device)
         attention = self.networks.attention_map(
             last.x_prev, last.x_t, _repeat(image, self.samples), level, image.shape[2:]
-        )[:, 0]
+        )[:, 0].clamp(0, 2)
         return answers, attention.unflatten(0, (len(tiles), self.samples)).mean(dim=1)
-
-    def _probability(self, x_0: Tensor) -> Tensor:
-        """(B, K, h, w) label maps in [-1, 1] to probabilities, at the model's temperature.
-
-        It divides the log-odds of belonging to any object; which part or class stays as likely.
-        """
-        p, temperature = (x_0.float() + 1) / 2, self.config.decode.temperature
-        if temperature == 1:
-            return p
-        inside = (p if p.shape[1] == 1 else 1 - p[:, :1]).clamp(1e-4, 1 - 1e-4)
-        tempered = torch.sigmoid(torch.logit(inside) / temperature)
-        if p.shape[1] == 1:
-            return tempered
-        return torch.cat([1 - tempered, p[:, 1:] * (tempered / inside)], dim=1)
 
     def _store(self, maps: Maps, at: Box, answers: Tensor) -> None:
         """Keep `answers` (S, K, h, w) in 0 … 1 of one tile's core."""
@@ -188,6 +180,22 @@ class Inference:
         maps.masks[:, *at] = inside > self.config.decode.threshold
         if maps.samples is not None:
             maps.samples[:, *at] = inside
+
+
+def tempered(x_0: Tensor, temperature: float) -> Tensor:
+    """Turn label maps (B, K, ...) in [-1, 1] into probabilities, at a temperature.
+
+    It divides the log-odds of belonging to any object; which class or part stays as likely.
+    """
+    p = (x_0.float() + 1) / 2
+    if temperature == 1:
+        return p
+    odds = torch.logit(p if p.shape[1] == 1 else 1 - p[:, :1], eps=_FLOOR)
+    inside = torch.sigmoid(odds / temperature)
+    if p.shape[1] == 1:
+        return inside
+    parts = p[:, 1:] + 1e-9  # where there is nothing to share out, evenly
+    return torch.cat([1 - inside, inside * parts / parts.sum(dim=1, keepdim=True)], dim=1)
 
 
 def _on_label_grid(pixels: tuple[int, ...]) -> tuple[int, ...]:

@@ -30,20 +30,26 @@ def squared_error(x_0: Tensor, x_0_pred: Tensor) -> Tensor:
 
 
 def cross_entropy(x_0: Tensor, x_0_pred: Tensor) -> Tensor:
-    """Cross-entropy (B,) of x̂_0 (B, K, ...) read as class probabilities, (x̂_0 + 1) / 2."""
-    p, y = ((x_0_pred + 1) / 2).clamp(_FLOOR, 1 - _FLOOR), (x_0 + 1) / 2
+    """Cross-entropy (B,) of x̂_0 (B, K, ...) read as class probabilities, (x̂_0 + 1) / 2.
+
+    A little of every class is mixed in, so that a sure and wrong answer still has a gradient.
+    """
+    y, kinds = (x_0 + 1) / 2, max(x_0.shape[1], 2)
+    p = _FLOOR + (1 - kinds * _FLOOR) * (x_0_pred + 1) / 2
+    likelihood = y * p.log()
     if x_0.shape[1] == 1:
-        return F.binary_cross_entropy(p, y, reduction="none").flatten(1).mean(dim=1)
-    return -(y * p.log()).sum(dim=1).flatten(1).mean(dim=1)
+        likelihood = likelihood + (1 - y) * (1 - p).log()
+    return -likelihood.sum(dim=1).flatten(1).mean(dim=1)
 
 
 def energy_score(x_0: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Energy score (B,) of two draws, ½‖x_0 − a‖ + ½‖x_0 − b‖ − ½‖a − b‖: strictly proper.
+    """Energy score (B,) of two draws, ½‖x_0 − a‖ + ½‖x_0 − b‖ − ½‖a − b‖: a proper score.
 
-    Least where the draws come from the distribution of x_0, so that it neither pulls them to their
-    mean, as the squared error does, nor needs an opponent: Gneiting and Raftery (2007), section
-    4.3; for few-step diffusion, De Bortoli et al. (2025), arXiv:2502.02483. The norms are over
-    patches of several sizes, at which single pixels, parts of objects and objects are right.
+    Least where patches of the draws are distributed as those of x_0, so that it neither pulls them
+    to their mean, as the squared error does, nor needs an opponent: Gneiting and Raftery (2007),
+    section 4.3; for few-step diffusion, De Bortoli et al. (2025), arXiv:2502.02483. The norms are
+    over patches of several sizes: of a pixel's surroundings, of a part of an object, of an object.
+    How places further apart go together, it does not judge.
 
     Parameters
     ----------

@@ -70,21 +70,15 @@ class Grid:
         Raises
         ------
         CdalError
-            If no pixel of the image lies in `region`.
+            If `region` is not rows and columns of the image.
         """
-        region = region or tuple(slice(0, n) for n in shape)
-        region = tuple(slice(*s.indices(n)[:2]) for s, n in zip(region, shape, strict=True))
-        if any(s.start >= s.stop for s in region):
-            raise CdalError(
-                f"the region holds no pixel of an image of shape {tuple(shape)}",
-                "give rows and columns inside the image",
-            )
-        size = tuple(-(-math.ceil(n * scale) // stride) * stride for n in shape)
+        region = _checked(region, shape)
+        size = tuple(-(-_ceil(n * scale) // stride) * stride for n in shape)
         margin = 0 if scale == 1 else math.ceil(max(scale, 1)) + 1  # what resampling back reaches
         box = tuple(
             slice(
-                max(math.floor(s.start * scale) - margin, 0) // stride * stride,
-                min(-(-(math.ceil(s.stop * scale) + margin) // stride) * stride, n),
+                max(_floor(s.start * scale) - margin, 0) // stride * stride,
+                min(-(-(_ceil(s.stop * scale) + margin) // stride) * stride, n),
             )
             for s, n in zip(region, size, strict=True)
         )
@@ -97,8 +91,7 @@ class Grid:
     def itself(self) -> Grid:
         """The same, its region counted in pixels of the grid."""
         region = tuple(
-            slice(math.floor(s.start * self.scale), math.ceil(s.stop * self.scale))
-            for s in self.region
+            slice(_floor(s.start * self.scale), _ceil(s.stop * self.scale)) for s in self.region
         )
         return replace(self, region=region, scale=1.0, pixel=1 / self.scale)
 
@@ -110,6 +103,29 @@ class Grid:
             return resample(grid, 1 / self.scale, self.region, origin).contiguous().numpy()
         y, x = seen_from(origin, self.region)
         return np.ascontiguousarray(maps[:, y, x])
+
+
+def _checked(region: Box | None, shape: tuple[int, ...]) -> Box:
+    """`region` with both ends of each slice given, all of the image by default."""
+    whole = tuple(slice(0, n) for n in shape)
+    if region is None:
+        return whole
+    if len(region) == len(shape) and all(s.step in (None, 1) for s in region):
+        ends = [s.indices(n)[:2] for s, n in zip(region, shape, strict=True)]
+        if all(start < stop for start, stop in ends):
+            return tuple(slice(*both) for both in ends)
+    raise CdalError(
+        f"the region {region} holds no pixel of an image of shape {tuple(shape)}",
+        "give one slice of rows and one of columns, inside the image and without a step",
+    )
+
+
+def _floor(x: float) -> int:
+    return math.floor(round(x, 6))  # 50 pixels at a scale of 0.7 / 0.1 end at 350, not before
+
+
+def _ceil(x: float) -> int:
+    return math.ceil(round(x, 6))
 
 
 def resample(
@@ -131,7 +147,7 @@ def resample(
     origin : tuple of int
         Input pixel that `x` starts with: a window of a larger image gives that image's answer.
     """
-    window = window or tuple(slice(0, math.ceil(n * scale)) for n in x.shape[1:])
+    window = window or tuple(slice(0, _ceil(n * scale)) for n in x.shape[1:])
     reach = max(1.0, 1 / scale)  # input pixels the filter extends from its centre
     for axis, (along, start) in enumerate(zip(window, origin, strict=True), 1):
         centre = (torch.arange(along.start, along.stop, dtype=torch.float64) + 0.5) / scale

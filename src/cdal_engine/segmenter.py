@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import instances, targets
-from .config import MAX_MEGAPIXELS
+from .config import MAX_MEGAPIXELS, ModelConfig
 from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
@@ -129,15 +129,15 @@ class Segmenter:
         image : ndarray
             (H, W) or (H, W, C), as the model's `config.image` says.
         region : tuple of slice, optional
-            Rows and columns to segment; the answer at a pixel is that of segmenting all. Objects
-            end at the region's edge.
+            Rows and columns to segment; the answer at a pixel is that of segmenting all. Arrays
+            and objects' coordinates start at its corner, and objects end at its edge.
         mpp : float, optional
             Micrometres per pixel of the image; by default the model's own.
         samples : int
             Answers drawn from the model and averaged.
         steps : int, optional
-            T: a divisor of the T the model was trained with (default), or 0 for the supervised
-            head's answer in one deterministic pass.
+            T, as the model was trained (default), or 0 for the supervised head's answer in one
+            deterministic pass.
         seed : int
             The same seed gives the same answer.
         keep_samples, attention : bool
@@ -156,33 +156,34 @@ class Segmenter:
             If `progress` returned False.
         """
         start = time.perf_counter()
-        config = self.model.config
         schedule = self.check_options(samples, steps)
-        x = prepare(image, config.image)
-        grid = Grid.over(x.shape[1:], grid_scale(mpp, config.image), config.network.stride, region)
-        _check_memory(grid.box)
-        halo = self.halo(schedule)
-        tiles = plan(grid.size, self.tile, halo, grid.box)
-        window = grid.around(halo)
-        inference = Inference(
-            config=config,
-            networks=self.networks,
-            samples=samples if schedule else 1,
-            seed=seed,
-            schedule=schedule,
-            attention=attention and schedule is not None,
-            keep_samples=keep_samples,
-            device=self.device,
-            tiles_at_once=_TILES_AT_ONCE[self.device.type],
-            advance=_counter(progress, len(tiles) * (1 + (schedule.steps if schedule else 0))),
-        )
+        config = self.model.config if schedule else self.model.config.of_supervised_head()
+        _check_memory(image.shape[0] * image.shape[1] if image.ndim > 1 else 0)
         with torch.inference_mode(), memory_reported():
+            x = prepare(image, config.image)
+            scale = grid_scale(mpp, config.image)
+            grid = Grid.over(x.shape[1:], scale, config.network.stride, region)
+            _check_memory(math.prod(s.stop - s.start for s in grid.box))
+            tiles = plan(grid.size, self.tile, self.halo(schedule), grid.box)
+            inference = Inference(
+                config=config,
+                networks=self.networks,
+                samples=samples if schedule else 1,
+                seed=seed,
+                schedule=schedule,
+                attention=attention and schedule is not None,
+                keep_samples=keep_samples,
+                device=self.device,
+                tiles_at_once=_TILES_AT_ONCE[self.device.type],
+                advance=_counter(progress, len(tiles) * (1 + (schedule.steps if schedule else 0))),
+            )
+            window = grid.around(self.halo(schedule))
             x = resample(normalise(x, config.image), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
-        mpp = mpp or config.image.mpp
-        if on_model_grid and grid.scale != 1:
-            grid, mpp = grid.itself(), config.image.mpp
-        return self._decode(maps, grid, mpp, start)
+            mpp = mpp or config.image.mpp
+            if on_model_grid and grid.scale != 1:
+                grid, mpp = grid.itself(), config.image.mpp
+            return _decoded(maps, grid, config, mpp, start)
 
     def check_options(self, samples: int, steps: int | None) -> NoiseSchedule | None:
         """Return the schedule of `steps`, None for the supervised head's answer.
@@ -193,18 +194,15 @@ class Segmenter:
             If the model cannot run so many steps, or `samples` is out of range.
         """
         trained = self.model.config.diffusion.steps
-        choices = [0, *(t for t in range(1, trained + 1) if trained % t == 0)]
         steps = trained if steps is None else steps
-        if steps not in choices:
+        if steps not in (0, trained):  # other steps' probabilities would not be right
             raise CdalError(
-                f"steps must be one of {choices} for a model trained with {trained}, got {steps}",
+                f"steps must be {trained}, as the model was trained, or 0, got {steps}",
                 f"use --steps {trained}",
             )
         if not 1 <= samples <= MAX_SAMPLES:
             raise CdalError(f"samples must be from 1 to {MAX_SAMPLES}, got {samples}")
-        return (
-            NoiseSchedule.variance_preserving(self.model.config.diffusion, steps) if steps else None
-        )
+        return NoiseSchedule.variance_preserving(self.model.config.diffusion) if steps else None
 
     def halo(self, schedule: NoiseSchedule | None) -> int:
         """Pixels a tile sees beyond what it keeps, for a schedule of `check_options`."""
@@ -214,41 +212,47 @@ class Segmenter:
         computed = receptive_halo(config, schedule.steps)
         return computed if config.halo is None else min(config.halo, computed)
 
-    def _decode(self, maps: Maps, grid: Grid, mpp: float | None, start: float) -> Segmentation:
-        """Bring the maps to the grid's region and find the objects there."""
-        config = self.model.config
-        mean = grid.bring_back(maps.probability)
 
-        def each(stack: NDArray[np.generic]) -> NDArray[np.float32]:
-            # One map at a time: a stack of samples in float32 would not fit beside a slide.
-            return np.stack([grid.bring_back(m[None].astype(np.float32))[0] for m in stack])
+def _decoded(
+    maps: Maps, grid: Grid, config: ModelConfig, mpp: float | None, start: float
+) -> Segmentation:
+    """Bring the maps to the grid's region and find the objects there."""
+    mean = grid.bring_back(maps.probability)
 
-        masks = each(maps.masks) > 0.5 if grid.scale != 1 else grid.bring_back(maps.masks)
-        labels = targets.decode(mean, config, None if config.image.mpp is None else mpp)
-        inside = targets.foreground(mean, config)
-        objects = instances.measure(labels, inside.max(axis=0))
-        objects["agreement"] = instances.agreement(labels, objects, masks)
-        kind = objects["label"].astype(int) - 1 if config.target == "classes" else 0
-        objects["class"] = np.broadcast_to(
-            np.array(config.classes, np.str_)[kind], objects["label"].shape
-        ).copy()
-        return Segmentation(
-            labels=labels,
-            probability=inside,
-            uncertainty=_entropy(inside),
-            deviation=each(maps.deviation[None])[0],
-            attention=None if maps.attention is None else each(maps.attention[None])[0],
-            samples=None if maps.samples is None else each(maps.samples).astype(np.float16),
-            objects=objects,
-            mpp=mpp,
-            pixel=grid.pixel,
-            seconds=time.perf_counter() - start,
+    def each(stack: NDArray[np.generic], dtype: type = np.float32) -> NDArray[Any]:
+        # One map at a time: a stack of samples in float32 would not fit beside a slide.
+        return np.stack(
+            [grid.bring_back(m[None].astype(np.float32))[0].astype(dtype) for m in stack]
         )
 
+    if grid.scale == 1:
+        masks = grid.bring_back(maps.masks)
+    else:
+        masks = np.stack([grid.bring_back(m[None].astype(np.float32))[0] > 0.5 for m in maps.masks])
+    labels = targets.decode(mean, config, None if config.image.mpp is None else mpp)
+    inside = targets.foreground(mean, config)
+    objects = instances.measure(labels, inside.max(axis=0))
+    objects["agreement"] = instances.agreement(labels, objects, masks)
+    kind = objects["label"].astype(int) - 1 if config.target == "classes" else 0
+    objects["class"] = np.broadcast_to(
+        np.array(config.classes, np.str_)[kind], objects["label"].shape
+    ).copy()
+    return Segmentation(
+        labels=labels,
+        probability=inside,
+        uncertainty=_entropy(inside),
+        deviation=each(maps.deviation[None])[0],
+        attention=None if maps.attention is None else each(maps.attention[None])[0],
+        samples=None if maps.samples is None else each(maps.samples, np.float16),
+        objects=objects,
+        mpp=mpp,
+        pixel=grid.pixel,
+        seconds=time.perf_counter() - start,
+    )
 
-def _check_memory(box: Box) -> None:
+
+def _check_memory(pixels: float) -> None:
     """Refuse what would not fit, before memory is taken."""
-    pixels = math.prod(s.stop - s.start for s in box)
     if pixels > MAX_MEGAPIXELS * 1e6:
         raise out_of_memory(
             f"{pixels / 1e6:.0f} megapixels at the model's resolution; up to {MAX_MEGAPIXELS} "

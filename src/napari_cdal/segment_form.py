@@ -112,8 +112,7 @@ class SegmentForm:
 
     def _step_choices(self, _: object = None) -> list[tuple[str, int]]:
         trained = self.config.diffusion.steps if self.config else 0
-        divisors = [n for n in range(1, trained + 1) if trained % n == 0]
-        return [("0 (preview)", 0), *((str(n), n) for n in divisors)]
+        return [("0 (preview)", 0), (str(trained), trained)]
 
     def _on_model(self, *_: object) -> None:
         if self.config is not None:
@@ -163,7 +162,7 @@ def describe(config: ModelConfig) -> str:
     }[config.target]
     kind = {1: "grayscale", 3: "RGB"}[config.image.channels]
     at = f" at {config.image.mpp:g} µm per pixel" if config.image.mpp else ""
-    return f"Finds {what} in {kind} images{at}; up to {config.diffusion.steps} steps."
+    return f"Finds {what} in {kind} images{at}; {config.diffusion.steps} steps."
 
 
 def devices() -> list[str]:

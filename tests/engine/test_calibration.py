@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cdal_engine import metrics
+from cdal_engine.inference import tempered
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.calibration import best_threshold, fit_temperature, tempered_mean
@@ -49,17 +51,41 @@ def test_no_cut_is_better_than_the_best() -> None:
     assert 0.2 < threshold < 0.5  # right probabilities are best cut below one half
 
 
-@pytest.mark.parametrize("target", ["nuclei", "binary"])
-def test_a_model_is_tempered_as_the_fit_assumes(tiny_model: Path, target: str) -> None:
-    from cdal_engine.model import Networks
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.8, 4.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tempered_probabilities_add_up_and_are_those_of_the_fit(
+    temperature: float, channels: int
+) -> None:
+    """Also where the networks are certain: 0 and 1."""
+    p = torch.rand(7, channels, 5, 5).softmax(dim=1) if channels > 1 else torch.rand(7, 1, 5, 5)
+    p[0], p[1] = 0, 0
+    p[0, 0], p[1, -1] = 1, 1
+    hot = tempered(2 * p - 1, temperature)
+    inside = hot[:, 0] if channels == 1 else 1 - hot[:, 0]
+    if channels > 1:
+        torch.testing.assert_close(hot.sum(dim=1), torch.ones(7, 5, 5))
+        assert torch.equal(hot[2:, 1:].argmax(dim=1), p[2:, 1:].argmax(dim=1))
+    plain = (p[:, 0] if channels == 1 else 1 - p[:, 0]).reshape(7, -1).numpy()
+    np.testing.assert_allclose(
+        tempered_mean(plain, temperature), inside.reshape(7, -1).mean(dim=0), atol=1e-5
+    )
 
+
+@pytest.mark.parametrize("steps", [None, 0])
+def test_each_answer_has_its_own_decoding(tiny_model: Path, steps: int | None) -> None:
     model = Model.load(tiny_model)
-    config = model.config.model_copy(update={"target": target})
-    model = Model("tiny", config, Networks(config).eval(), "")
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    hot = replace(model, config=config.with_decoding(1.8, 0.4))
-    plain, mild = (Segmenter(m, "cpu").segment(image, keep_samples=True) for m in (model, hot))
-    expected = tempered_mean(plain.samples.reshape(5, -1), 1.8).reshape(64, 64)
+    fitted = {"": (1.8, 0.4), "supervised_": (2.5, 0.6)}
+    config = model.config.with_decoding(
+        **{f"{k}temperature": v[0] for k, v in fitted.items()},
+        **{f"{k}threshold": v[1] for k, v in fitted.items()},
+    )
+    temperature, threshold = fitted["" if steps is None else "supervised_"]
+    plain, mild = (
+        Segmenter(m, "cpu").segment(image, keep_samples=True, steps=steps)
+        for m in (model, replace(model, config=config))
+    )
+    expected = tempered_mean(plain.samples.reshape(-1, 64 * 64), temperature).reshape(64, 64)
     np.testing.assert_allclose(mild.probability[0], expected, atol=2e-3)
     np.testing.assert_allclose(mild.samples.mean(axis=0), mild.probability[0], atol=2e-3)
-    assert ((mild.probability[0] > 0.4) >= (mild.labels > 0)).all()
+    assert ((mild.probability[0] > threshold) >= (mild.labels > 0)).all()

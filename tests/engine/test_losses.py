@@ -57,6 +57,19 @@ def test_cross_entropy_is_that_of_the_head(channels: int) -> None:
     torch.testing.assert_close(found.mean(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sure_and_wrong_answer_still_learns(channels: int) -> None:
+    logits = torch.zeros(1, channels, 2, 2)
+    logits[:, 0] = 40.0
+    truth = -torch.ones_like(logits)
+    if channels > 1:
+        truth[:, 1] = 1
+    answer = (torch.tanh(logits / 2) if channels == 1 else 2 * logits.softmax(1) - 1).detach()
+    answer.requires_grad_(True)
+    cross_entropy(truth, answer).sum().backward()
+    assert (answer.grad[:, 0 if channels == 1 else 1] != 0).all()
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_last_of_several_steps_answers_and_is_not_judged(steps: int) -> None:
     """At t = 1 the answer is a probability: an opponent would make it a draw."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cdal_engine.config import ImageConfig, ModelConfig
 from cdal_engine.errors import CdalError
 from cdal_engine.inference import Inference
 from cdal_engine.model import Model
@@ -18,6 +19,7 @@ from cdal_engine.preparation import Grid, normalise, prepare, resample
 from cdal_engine.samples import he_path
 from cdal_engine.segmenter import Segmentation, Segmenter
 from cdal_engine.tiling import plan
+from cdal_engine.training.dataset import Pair, load_for_training
 
 MPPS = [0.25, 0.499, 0.5, 0.33, 0.2]
 
@@ -29,7 +31,7 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
 @settings(max_examples=25)
 @given(st.data())
 def test_a_region_gets_the_answer_of_the_whole(tiny_model: Path, data: st.DataObject) -> None:
-    height, width = data.draw(st.tuples(st.integers(1, 90), st.integers(1, 90)), label="size")
+    height, width = data.draw(st.tuples(st.integers(1, 170), st.integers(1, 170)), label="size")
     rows, columns = (
         slice(a := data.draw(st.integers(0, n - 1)), data.draw(st.integers(a + 1, n)))
         for n in (height, width)
@@ -46,6 +48,15 @@ def test_a_region_gets_the_answer_of_the_whole(tiny_model: Path, data: st.DataOb
         of_part, of_whole = getattr(part, name), getattr(whole, name)[..., rows, columns]
         np.testing.assert_allclose(of_part, of_whole, atol=1e-3, err_msg=name)
     np.testing.assert_allclose(part.attention, whole.attention[rows, columns], atol=1e-3)
+
+
+def test_a_region_without_its_surroundings_would_differ(tiny_model: Path) -> None:
+    """The property above can fail: with no halo it does."""
+    model, image, region = Model.load(tiny_model), picture(0, 96, 96), (slice(32, 64),) * 2
+    blind = replace(model, config=model.config.model_copy(update={"halo": 0}))
+    whole = Segmenter(model, "cpu").segment(image, samples=1)
+    part = Segmenter(blind, "cpu").segment(image, region=region, samples=1)
+    assert np.abs(part.probability - whole.probability[:, *region]).max() > 1e-3
 
 
 @given(st.floats(0.2, 4), st.data())
@@ -76,6 +87,7 @@ def run_tiles(model: Model, image: np.ndarray, mpp: float, tile: int, **changes:
     segmenter = Segmenter(model, "cpu")
     schedule = segmenter.check_options(2, None)
     tiles = plan(grid.size, tile, segmenter.halo(schedule))
+    assert len({str(tile.box) for tile in tiles}) > 1
     if shuffle:
         tiles = [tiles[i] for i in np.random.default_rng(1).permutation(len(tiles))]
     inference = Inference(
@@ -95,19 +107,20 @@ def run_tiles(model: Model, image: np.ndarray, mpp: float, tile: int, **changes:
         return vars(replace(inference, **changes).run(x, (0, 0), grid.box, tiles))
 
 
-@settings(max_examples=5)
-@given(st.sampled_from([0.25, 0.499]), st.integers(40, 80), st.integers(40, 80))
+@pytest.mark.parametrize(("mpp", "height", "width"), [(0.25, 201, 133), (0.499, 230, 170)])
 def test_order_of_tiles_changes_no_bit_and_batches_hardly_any(
     tiny_model: Path, mpp: float, height: int, width: int
 ) -> None:
     model, image = Model.load(tiny_model), picture(1, height, width)
-    first = run_tiles(model, image, mpp, 48)
-    again = run_tiles(model, image, mpp, 48, shuffle=True)
-    for name in ("probability", "deviation", "masks", "attention"):
-        assert np.array_equal(first[name], again[name]), name
-    for count in (2, 3):
-        batched = run_tiles(model, image, mpp, 48, tiles_at_once=count)
+    scale = mpp / 0.25
+    image = image[: int(height / scale), : int(width / scale)]
+    first = run_tiles(model, image, mpp, 64)
+    for count in (1, 3):
+        batched = run_tiles(model, image, mpp, 64, tiles_at_once=count)
         np.testing.assert_allclose(batched["probability"], first["probability"], atol=1e-5)
+        again = run_tiles(model, image, mpp, 64, tiles_at_once=count, shuffle=True)
+        for name in ("probability", "deviation", "masks", "attention"):
+            assert np.array_equal(batched[name], again[name]), name
 
 
 @given(
@@ -158,16 +171,51 @@ def test_shipped_model_on_the_shipped_sample() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mpp", [0.25, 0.499])
-def test_shipped_model_on_a_real_image(shared_data: Path, mpp: float) -> None:
+@pytest.mark.parametrize(("mpp", "tiles"), [(0.25, (256, 512)), (0.499, (512, 1024))])
+def test_shipped_model_on_a_real_image(
+    shared_data: Path, mpp: float, tiles: tuple[int, int]
+) -> None:
+    """Against one tile of 2048, which holds the whole image at either resolution."""
     path = next((shared_data / "monuseg" / "train" / "images").glob("*.png"))
     image, model = np.asarray(Image.open(path).convert("RGB")), Model.load("nuclei-he")
     whole = Segmenter(model, "cpu", 2048).segment(image, mpp=mpp, samples=2)
-    for tile in (512, 1024):
+    for tile in tiles:
         assert_same(Segmenter(model, "cpu", tile).segment(image, mpp=mpp, samples=2), whole)
 
 
-def test_a_region_outside_the_image_is_refused(tiny_model: Path) -> None:
+@pytest.mark.parametrize(
+    "region",
+    [
+        (slice(30, 40), slice(0, 5)),
+        (slice(0, 10, 2), slice(0, 5)),
+        (slice(0, 10),),
+    ],
+)
+def test_a_region_that_is_none_is_refused(tiny_model: Path, region: tuple[slice, ...]) -> None:
     segmenter = Segmenter(Model.load(tiny_model), "cpu")
     with pytest.raises(CdalError, match="holds no pixel"):
-        segmenter.segment(picture(0, 20, 20), region=(slice(30, 40), slice(0, 5)))
+        segmenter.segment(picture(0, 20, 20), region=region)
+
+
+def test_the_grid_ends_where_the_image_does() -> None:
+    """Whatever floating point makes of 0.7 / 0.1 or 0.6 / 0.2."""
+    for scale, size in ((0.7 / 0.1, 350), (0.6 / 0.2, 150)):
+        grid = Grid.over((50, 50), scale, 1)
+        assert grid.size == (size, size)
+        part = Grid.over((60, 60), scale, 1, (slice(50, 60), slice(0, 50))).itself()
+        assert part.region[0].start == part.region[1].stop == size
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.25])
+def test_grayscale_is_normalised_by_the_whole_image_in_training_and_in_any_region(
+    tmp_path: Path, mpp: float
+) -> None:
+    config = ImageConfig(channels=1, mpp=0.5, normalisation="percentile", mean=(), std=())
+    model = ModelConfig(target="binary", image=config)
+    pixels = np.random.default_rng(0).gamma(1, 40, (64, 64)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray((pixels > 40).astype(np.uint8)).save(tmp_path / "b.png")
+    pair = Pair(tmp_path / "a.png", tmp_path / "b.png")
+    x, _ = load_for_training([pair], model, mpp)[0]
+    whole = resample(normalise(prepare(pixels, config), config), mpp / 0.5)
+    assert torch.equal(x, whole)

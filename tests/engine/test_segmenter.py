@@ -145,7 +145,15 @@ def test_images_the_model_cannot_take(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 3}, {"steps": -1}, {"samples": 0}, {"samples": 65}, {"mpp": 0.0}, {"mpp": -1.0}],
+    [
+        {"steps": 1},
+        {"steps": 3},
+        {"steps": -1},
+        {"samples": 0},
+        {"samples": 65},
+        {"mpp": 0.0},
+        {"mpp": -1.0},
+    ],
 )
 def test_options_out_of_range(segmenter: Segmenter, wrong: dict) -> None:
     with pytest.raises(CdalError):

@@ -249,7 +249,7 @@ def test_preview_takes_no_samples(
 ) -> None:
     viewer.add_image(tile, name="tile", rgb=True)
     widget = docked(viewer)
-    assert widget.form.steps.choices == (0, 1, 2)
+    assert widget.form.steps.choices == (0, 2)
     assert widget.form.steps.value == 2
     widget.form.steps.value = 0
     assert not widget.form.samples.enabled

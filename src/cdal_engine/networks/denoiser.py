@@ -85,5 +85,4 @@ class LabelDenoiser(nn.Module):
             h = block(h, embedding)
         h = depth_to_space(self.to_detail(F.silu(self.norm(h)))) + features.detail
         correction = depth_to_space(self.to_correction(F.silu(h)))
-        # The supervised head learns from its own loss only.
-        return supervised_answer(features.logits.detach() + correction)
+        return supervised_answer((features.logits + correction).float())

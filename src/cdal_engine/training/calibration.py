@@ -7,27 +7,40 @@ mends most of that, and changes hardly any label: temperature scaling, Guo et al
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from .. import metrics
+from ..config import ModelConfig
+from ..inference import tempered
+from ..model import Model
+from ..segmenter import Segmenter
+from .dataset import Pair
+from .validation import Scores, evaluate
 
-__all__ = ["best_threshold", "fit_temperature", "tempered_mean"]
+__all__ = ["best_threshold", "decoding_fitted", "fit_temperature", "tempered_mean"]
 
 _RANGE = (0.5, 4.0)
-_BINS = 100
-_FLOOR = 1e-4  # of probabilities: nothing is certain
+_UNFITTED = {
+    "temperature": 1.0,
+    "threshold": 0.5,
+    "supervised_temperature": 1.0,
+    "supervised_threshold": 0.5,
+}
+_CUTS = slice(5, 96)  # hundredths that a threshold may be
 
 Samples = NDArray[np.floating]  # (S, N) probability of any object in each sample
 Truth = NDArray[np.bool_]  # (N,)
 
 
 def tempered_mean(samples: Samples, temperature: float) -> NDArray[np.float64]:
-    """Mean probability (N,) of samples whose log-odds are divided by `temperature`."""
-    p = samples.astype(np.float64).clip(_FLOOR, 1 - _FLOOR)
-    return np.asarray((1 / (1 + (1 / p - 1) ** (1 / temperature))).mean(axis=0))
+    """Mean probability (N,) of samples at a temperature."""
+    x_0 = torch.from_numpy(samples.astype(np.float32))[:, None] * 2 - 1
+    return tempered(x_0, temperature)[:, 0].double().mean(dim=0).numpy()
 
 
 def fit_temperature(samples: Sequence[Samples], truths: Sequence[Truth]) -> float:
@@ -35,7 +48,7 @@ def fit_temperature(samples: Sequence[Samples], truths: Sequence[Truth]) -> floa
     every, truth = np.concatenate(samples, axis=1), np.concatenate(truths)
 
     def loss(log_temperature: float) -> float:
-        p = tempered_mean(every, float(np.exp(log_temperature)))
+        p = tempered_mean(every, float(np.exp(log_temperature))).clip(1e-7, 1 - 1e-7)
         return float(-np.log(np.where(truth, p, 1 - p)).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(_RANGE), method="bounded").x))
@@ -46,8 +59,33 @@ def best_threshold(
 ) -> tuple[float, float]:
     """The cut of the tempered mean with the highest mean Dice over the images, and that Dice."""
     tables = [
-        metrics.calibration_table(tempered_mean(s, temperature), t, _BINS)
+        metrics.calibration_table(tempered_mean(s, temperature), t, bins=100)
         for s, t in zip(samples, truths, strict=True)
     ]
-    dice = np.mean([metrics.dice_by_threshold(table) for table in tables], axis=0)
-    return float(dice.argmax() / _BINS), float(dice.max())
+    dice = np.mean([metrics.dice_by_threshold(table) for table in tables], axis=0)[_CUTS]
+    return (_CUTS.start + int(dice.argmax())) / 100, float(dice.max())
+
+
+def decoding_fitted(
+    model: Model, pairs: Sequence[Pair], device: str, mpp: float | None
+) -> tuple[ModelConfig, Scores]:
+    """The model's config with temperatures and thresholds that fit `pairs`, and the mean scores.
+
+    The scores are of the model with neither, and with them: `fitted_dice`, the sampled mean's Dice.
+    Target `classes` is left with neither: its labels are the likeliest class, without a cut.
+    """
+    config = model.config.with_decoding(**_UNFITTED)
+    segmenter = Segmenter(replace(model, config=config), device)
+    scores: Scores = {}
+    for prefix, steps in (("supervised_", 0), ("", None)):
+        evaluation = evaluate(segmenter, pairs, mpp=mpp, steps=steps)
+        answers = evaluation.samples, evaluation.truths
+        temperature = fit_temperature(*answers)
+        threshold, dice = best_threshold(*answers, temperature)
+        fitted = {f"{prefix}temperature": temperature, f"{prefix}threshold": threshold}
+        scores |= {f"{prefix}{name}": value for name, value in evaluation.mean.items()}
+        scores |= fitted | {f"{prefix}fitted_dice": dice}
+        config = config.with_decoding(**fitted)
+    if config.target == "classes":
+        return config.with_decoding(**_UNFITTED), scores | {"fitted_dice": scores["dice"]}
+    return config, scores

@@ -179,6 +179,8 @@ def load_for_training(
             image, labels, own = read_pair(pair, model, mpp)
             scale = grid_scale(own, model.image)
             x = prepare(image, model.image)
+            if model.image.normalisation == "percentile":  # as in inference: of the file's pixels
+                x = normalise(x, model.image)
         except CdalError as error:
             problems.append(str(error.at(pair.image)))
             continue
@@ -190,8 +192,6 @@ def load_for_training(
         if scale != 1:
             x = resample(x, scale)
             y = _nearest(y, scale, (x.shape[1], x.shape[2]))
-        if model.image.normalisation == "percentile":
-            x = normalise(x, model.image)
         loaded.append((x, y))
     if problems:
         raise CdalError(f"{len(problems)} unusable pair(s): {'; '.join(problems)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import targets
 from ..config import TrainConfig
@@ -22,15 +22,13 @@ from ..device import select_device
 from ..errors import Cancelled, CdalError
 from ..model import Model, Networks
 from ..preparation import normalise
-from ..segmenter import Segmenter
 from .augmentation import Augmentation, random_crop
-from .calibration import best_threshold, fit_temperature
+from .calibration import decoding_fitted
 from .curves import append_row, draw_curves, read_rows
 from .dataset import Pair, load_for_training
 from .objective import Objective
-from .validation import evaluate
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "update_average"]
 
 Report = Callable[[dict[str, float]], None]
 Batch = tuple[Tensor, Tensor]  # normalised images (B, C, H, W), label maps x_0 (B, K, H, W)
@@ -199,8 +197,8 @@ class Trainer:
             return by_steps
         return max(by_steps, self.seconds / (60 * self.config.minutes))
 
-    def _learning_rate_factor(self, progress: float) -> float:
-        """Linear warm-up, then cosine down to a hundredth."""
+    def learning_rate_factor(self, progress: float) -> float:
+        """Share of the learning rate at `progress` 0 … 1: warm-up, then cosine to a hundredth."""
         warm = min(1.0, (self.step + 1) / max(self.config.warmup, 1))
         return warm * (0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
@@ -246,7 +244,7 @@ class Trainer:
             (self.optimizer, self.config.learning_rate),
             (self.discriminator_optimizer, self.config.discriminator_learning_rate),
         ):
-            optimizer.param_groups[0]["lr"] = rate * self._learning_rate_factor(progress)
+            optimizer.param_groups[0]["lr"] = rate * self.learning_rate_factor(progress)
         networks, weights, objective = self.networks.train(), self.config.losses, self.objective
         draw = torch.Generator().manual_seed(hash((self.config.seed, self.step)) & 0x7FFFFFFF)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -271,43 +269,27 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(networks.generator.parameters(), 5.0)
         self.optimizer.step()
-        self._update_average()
+        decay = min(self.config.ema_decay, (self.step + 1) / (self.step + 10))  # faster at first
+        update_average(self.average, networks, decay)
         return {name: value.item() for name, value in losses.items()} | {
             "discriminator": loss_d.item()
         }
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Exponential moving average of weights and buffers, with a faster start."""
-        decay = min(self.config.ema_decay, (self.step + 1) / (self.step + 10))
-        state = self.networks.state_dict()
-        for name, averaged in self.average.state_dict().items():
-            if averaged.is_floating_point():
-                averaged.lerp_(state[name], 1 - decay)
-            else:
-                averaged.copy_(state[name])
 
     # -- results ----------------------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float]:
         """Score the averaged model as users will run it, and keep it if it is the best so far.
 
-        Its temperature and threshold become those that fit the validation images best.
+        Temperatures and thresholds become those that fit the validation images.
         """
-        last, config = self.run_folder / "last", self.config.model.with_decoding(1.0, 0.5)
+        last = self.run_folder / "last"
+        Model.save(last, self.config.model, self.average)
+        config, scores = decoding_fitted(
+            Model.load(last), self.validation_pairs, str(self.device), self.config.mpp
+        )
         Model.save(last, config, self.average)
-        segmenter = Segmenter(Model.load(last), str(self.device))
-        evaluation = evaluate(segmenter, self.validation_pairs, mpp=self.config.mpp)
-        scores, answers = evaluation.mean, (evaluation.samples, evaluation.truths)
-        temperature = fit_temperature(*answers)
-        threshold, dice = best_threshold(*answers, temperature)
-        if config.target == "classes":  # whose labels are the likeliest class, without a cut
-            threshold, dice = 0.5, scores["dice"]
-        scores |= {"temperature": temperature, "threshold": threshold, "dice_at_threshold": dice}
-        config = config.with_decoding(temperature, threshold)
-        Model.save(last, config, self.average)
-        if dice > self.best:
-            self.best = dice
+        if scores["fitted_dice"] > self.best:
+            self.best = scores["fitted_dice"]
             Model.save(self.run_folder / "best", config, self.average)
         return scores
 
@@ -342,6 +324,17 @@ class Trainer:
         for name in ("networks", "average", "optimizer", "discriminator_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, networks: nn.Module, decay: float) -> None:
+    """Move the exponential moving average of weights and buffers a step."""
+    state = networks.state_dict()
+    for name, averaged in average.state_dict().items():
+        if averaged.is_floating_point():
+            averaged.lerp_(state[name], 1 - decay)
+        else:
+            averaged.copy_(state[name])
 
 
 def _start_from(networks: Networks, init: Model) -> None:

@@ -80,6 +80,8 @@ class Objective:
         self, networks: Networks, batch: Noised, features: Features, draw: torch.Generator
     ) -> list[Tensor]:
         """x̂_0 (B, K, H, W) of as many latents as the reconstruction loss compares."""
+        if self.config.losses.supervised > 0:  # the head then learns from its own loss only
+            features = features._replace(logits=features.logits.detach())
         x_t = batch.x_t + self._attention_shift(networks, batch)
         count = 2 if self.config.losses.reconstruction == "energy" else 1
         z = self.gaussian((count * len(x_t), self.config.model.network.latent_dim), draw)
@@ -94,11 +96,11 @@ class Objective:
     @torch.no_grad()
     def _attention_shift(self, networks: Networks, batch: Noised) -> Tensor | float:
         """x_t^att − x_t, where x_t^att ~ q(x_t | x_0 ⊙ A_D) with the noise of x_t: section 2.2."""
-        if self.config.model.attention.mode == "none":
-            return 0.0
         attention = networks.attention_map(
             batch.x_prev, batch.x_t, batch.images, batch.level, batch.on_grid.shape[2:]
         )
+        if self.config.model.attention.mode == "none":
+            return 0.0  # the running mean was wanted, to show the map by
         silent = torch.zeros_like(batch.on_grid)
         return q_sample(self.schedule, (attention - 1) * batch.on_grid, batch.t, silent)
 
@@ -129,7 +131,7 @@ class Objective:
         draws: list[Tensor],
         x_prev_pred: Tensor,
     ) -> dict[str, Tensor]:
-        """The generator's losses by name, unweighted."""
+        """The generator's losses by name, unweighted; all are means over the batch."""
         networks.discriminator.requires_grad_(False)
         fake = networks.discriminator(x_prev_pred, batch.x_t, batch.images, batch.level)
         networks.discriminator.requires_grad_(True)

@@ -19,8 +19,7 @@ __all__ = ["Evaluation", "Scores", "evaluate", "score"]
 Scores = dict[str, float]
 
 
-_FINE_BINS = 20 * metrics.CALIBRATION_BINS
-_EVERY = 17  # pixel is kept to fit a temperature to: prime, so that no column is preferred
+_KEPT = 50_000  # pixels of an image, to fit its decoding to
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Evaluation:
     images : dict of dict
         Each image's scores, by stem.
     tables : list of ndarray
-        (3, bins) calibration table of each image, in many fine bins.
+        (3, bins) calibration table of each image.
     samples, truths : list of ndarray
         Of some pixels of each image: (S, n) probability of any object in each sample, (n,) truth.
     """
@@ -48,27 +47,23 @@ class Evaluation:
         """Take in one image, segmented with its samples kept."""
         self.images[stem] = scores
         inside = result.probability.sum(axis=0).clip(0, 1)
-        self.tables.append(metrics.calibration_table(inside, truth, _FINE_BINS))
+        self.tables.append(metrics.calibration_table(inside, truth))
         samples = inside[None] if result.samples is None else result.samples
-        self.samples.append(samples.reshape(len(samples), -1)[:, ::_EVERY].astype(np.float16))
-        self.truths.append(truth.ravel()[::_EVERY])
+        kept = np.random.default_rng(0).integers(truth.size, size=_KEPT)
+        self.samples.append(samples.reshape(len(samples), -1)[:, kept].astype(np.float16))
+        self.truths.append(truth.ravel()[kept])
 
     @property
     def mean(self) -> Scores:
-        """Mean of each metric over the images that have it, and what is defined on all together.
+        """Mean of each metric over the images that have it, and what all have together.
 
-        `ece_pooled` is the calibration error over the pixels of all images, `best_threshold` the
-        cut of the probability with the highest mean Dice, and `dice_at_best` that Dice.
+        `ece_pooled` is the calibration error over the pixels of all images together.
         """
         names = dict.fromkeys(name for row in self.images.values() for name in row)
         rows = self.images.values()
         columns = {n: [row[n] for row in rows if not np.isnan(row.get(n, np.nan))] for n in names}
         means = {name: float(np.mean(column)) for name, column in columns.items() if column}
-        coarse = np.sum(self.tables, axis=0).reshape(3, metrics.CALIBRATION_BINS, -1).sum(axis=2)
-        means["ece_pooled"] = metrics.calibration_error(coarse)
-        dice = np.mean([metrics.dice_by_threshold(table) for table in self.tables], axis=0)
-        means["best_threshold"] = float(dice.argmax() / _FINE_BINS)
-        means["dice_at_best"] = float(dice.max())
+        means["ece_pooled"] = metrics.calibration_error(np.sum(self.tables, axis=0))
         return means
 
 
