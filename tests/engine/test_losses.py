@@ -87,3 +87,28 @@ def test_the_last_of_several_steps_answers_and_is_not_judged(steps: int) -> None
         losses = objective.of_generator(networks, batch, features, draws, previous)
         judged[int(batch.t)] = losses["adversarial"].item() > 0
     assert judged == {t: t > 1 or steps == 1 for t in range(1, steps + 1)}
+
+
+@pytest.mark.parametrize("supervised", [1.0, 0.0])
+def test_the_head_learns_from_its_own_loss_if_it_has_one(supervised: float) -> None:
+    """And else from what the denoiser makes of it, as nothing would teach it."""
+    config = TrainConfig(losses={"supervised": supervised})
+    objective = Objective(config, torch.device("cpu"))
+    networks, draw = Networks(config.model), torch.Generator().manual_seed(0)
+    images, x_0 = torch.randn(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
+    batch = objective.noised(images, x_0, draw)
+    features = networks.generator.encode(images)
+    sum(x.square().sum() for x in objective.draws(networks, batch, features, draw)).backward()
+    head = networks.generator.encoder.to_logits.weight.grad
+    assert (head is None) == (supervised > 0)
+
+
+def test_without_attention_the_map_to_show_is_normalised_all_the_same() -> None:
+    config = TrainConfig(model={"attention": {"mode": "none"}})
+    objective = Objective(config, torch.device("cpu"))
+    networks, draw = Networks(config.model), torch.Generator().manual_seed(0)
+    images, x_0 = torch.randn(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
+    before = networks.attention.running_mean.clone()
+    batch = objective.noised(images, x_0, draw)
+    objective.draws(networks, batch, networks.generator.encode(images), draw)
+    assert networks.attention.running_mean != before
