@@ -14,9 +14,9 @@ _LARGEST = 2.0
 
 
 class Attention(nn.Module):
-    """A_D: what the discriminator's features say of each place, about 1 on average.
+    """A_D: what the discriminator's features say of each place.
 
-    Mode `paper` is the raw mean over the channels. It is signed, and its scale grows as the
+    Mode `paper` is the raw mean over the channels: signed, unbounded, and its scale grows as the
     discriminator trains. Mode `normalized` is softplus(channel mean) / running mean, clipped to
     [0, 2]: dividing by one scalar, learned in training and stored with the model, keeps it near 1
     without any statistics of the tile. Mode `none` trains without attention; the map is then only

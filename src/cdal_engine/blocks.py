@@ -19,7 +19,7 @@ from .tiling import Box, seen_from, surround
 
 __all__ = ["HALO", "BlockObjects", "assemble", "decode_block"]
 
-HALO = 64  # pixels: at 40x few nuclei reach further, and those that do cost a second look
+HALO = 64  # pixels: at 40x the least is read with it, see benchmarks/RESULTS.md
 
 Labels = NDArray[np.uint32]
 
@@ -64,7 +64,8 @@ def decode_block(
     config, mpp
         As `targets.decode`; for `nuclei` and `binary`.
     halo : int
-        Pixels looked at beyond the block at first.
+        Pixels looked at beyond the block at first. What is read then grows with the connected
+        foreground, up to the whole grid where that reaches all over it.
     """
     while True:
         box = surround(core, halo, size)

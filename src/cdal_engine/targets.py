@@ -86,9 +86,15 @@ def find_objects(
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Instances of any size, and the marker each grew from, under the same ids (H, W).
 
-    Ids are ordered by their marker's first pixel. For `nuclei` and `binary`; parameters as
-    `decode`.
+    Ids are ordered by their marker's first pixel. Parameters as `decode`.
+
+    Raises
+    ------
+    ValueError
+        For target `classes`, which has no objects.
     """
+    if config.target == "classes":
+        raise ValueError("target 'classes' has regions, not objects: use `decode`")
     mask = foreground(probability, config)[0] > config.decode.threshold
     if config.target == "binary":
         labels = instances.components(mask)

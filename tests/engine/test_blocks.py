@@ -111,6 +111,13 @@ def test_a_block_looks_further_only_where_its_foreground_goes_on() -> None:
     assert len(middle.markers) == 0
 
 
+def test_classes_have_no_objects() -> None:
+    p = np.full((3, 8, 8), 0.3, np.float32)
+    config = ModelConfig(target="classes", classes=("a", "b"))
+    with pytest.raises(ValueError, match="regions, not objects"):
+        by_blocks(p, 4, 2, config)
+
+
 def test_no_blocks_no_objects() -> None:
     assert assemble([], (5, 7)).shape == (5, 7)
     empty = np.zeros((1, 9, 9), np.float32)

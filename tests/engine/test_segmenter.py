@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdal_engine import segmenter as segmenter_module
 from cdal_engine.config import ImageConfig
 from cdal_engine.device import select_device
 from cdal_engine.errors import Cancelled, CdalError
@@ -182,6 +183,16 @@ def test_progress_counts_to_its_total_and_can_cancel(tiny_model: Path) -> None:
     assert {total for _, total in calls} == {calls[-1][1]}
     with pytest.raises(Cancelled):
         segmenter.segment(IMAGE, progress=lambda done, total: done < 3)
+
+
+def test_progress_reaches_its_total_when_tiles_share_a_batch(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(segmenter_module._TILES_AT_ONCE, "cpu", 3)
+    segmenter = Segmenter(Model.load(tiny_model), "cpu", tile=32)
+    calls = []
+    segmenter.segment(IMAGE, progress=lambda done, total: calls.append((done, total)) or True)
+    assert calls[-1][0] == calls[-1][1]
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 8), st.integers(0, 6))

@@ -27,7 +27,9 @@ Samples = Annotated[
 Steps = Annotated[
     int | None,
     typer.Option(
-        min=0, max=16, help="Denoising steps; default: the model's. 0: one deterministic pass."
+        min=0,
+        max=16,
+        help="Denoising steps: the model's own (default), or 0: one deterministic pass.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**62 - 1, help="Same seed, same result.")]
