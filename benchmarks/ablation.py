@@ -43,12 +43,11 @@ SMALL = {
     "batch_size": 8,
     "crop": 128,
     "learning_rate": 1e-3,
-    "model.diffusion.label_scale": 0.25,
     "minutes": None,
     "validate_every": 1e6,
     "checkpoint_every": 1e6,
 }
-PAPER = {"losses.reconstruction": "mse", "losses.adversarial": 0, "losses.supervised": 0}
+PAPER = {"losses.adversarial": 0, "losses.supervised": 0}
 COLUMNS = {
     "dice": "Dice",
     "iou": "IoU",
@@ -136,7 +135,6 @@ ROWS = {
     "paper's objective": Row(PAPER | {"model.attention.mode": "paper"}),
     "no latent": Row({"model.network.latent_dim": 0}),
     "no attention": Row({"model.attention.mode": "none"}),
-    "MSE in place of the energy score": Row({"losses.reconstruction": "mse"}),
     "no adversarial term": Row({"losses.adversarial": 0}),
     "adversarial weight 1": Row({"losses.adversarial": 1.0}),
     "label scale 0.1": Row({"model.diffusion.label_scale": 0.1}),

@@ -89,7 +89,7 @@ class DiffusionConfig(_Frozen):
     beta_max: Annotated[float, Field(gt=0)] = 20.0
     # Amplitude of the label map in x_t. The smaller, the less of it shows through the noise, and
     # the more the denoiser looks at the image: Chen (2023), arXiv:2301.10972.
-    label_scale: Annotated[float, Field(gt=0, le=1)] = 0.25
+    label_scale: Annotated[float, Field(gt=0, le=1)] = 0.3
 
 
 class AttentionConfig(_Frozen):
@@ -160,9 +160,6 @@ class ModelConfig(_Frozen):
 class LossConfig(_Frozen):
     """Weights of the generator's and discriminator's losses."""
 
-    # "energy": a score of two draws that is best when they are distributed as the truth is;
-    # "mse": the paper's, best when every draw is the mean.
-    reconstruction: Literal["energy", "mse"] = "energy"
     adversarial: Annotated[float, Field(ge=0)] = 0.1
     supervised: Annotated[float, Field(ge=0)] = 1.0
     r1: Annotated[float, Field(ge=0)] = 0.2  # gamma

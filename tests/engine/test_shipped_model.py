@@ -24,8 +24,9 @@ def test_the_card_names_licence_data_and_split() -> None:
 def test_it_was_trained_with_its_train_yaml() -> None:
     segmenter = Segmenter.from_pretrained("nuclei-he", "cpu")
     config, trained = segmenter.model.config, TrainConfig.from_file(NUCLEI / "train.yaml").model
-    fitted = trained.with_decoding(config.decode.temperature, config.decode.threshold)
-    assert config == fitted.model_copy(update={"halo": config.halo})  # measured afterwards
+    fitted = ("temperature", "threshold", "supervised_temperature", "supervised_threshold")
+    decode = {name: getattr(config.decode, name) for name in fitted}
+    assert config == trained.with_decoding(**decode).model_copy(update={"halo": config.halo})
 
 
 @pytest.mark.slow

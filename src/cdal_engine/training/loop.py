@@ -250,8 +250,8 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             batch = objective.noised(images, x_0, draw)
             features = networks.generator.encode(images)
-            draws = objective.draws(networks, batch, features, draw)
-            x_prev_pred = objective.previous(batch, draws[0], draw)
+            x_0_pred = objective.predicted(networks, batch, features, draw)
+            x_prev_pred = objective.previous(batch, x_0_pred, draw)
             penalise = weights.r1 > 0 and self.step % weights.r1_interval == 0
             loss_d, penalty = objective.of_discriminator(
                 networks, batch, x_prev_pred.detach(), penalise
@@ -259,7 +259,7 @@ class Trainer:
             self.discriminator_optimizer.zero_grad(set_to_none=True)
             (loss_d + weights.r1 * weights.r1_interval * penalty).backward()
             self.discriminator_optimizer.step()
-            losses = objective.of_generator(networks, batch, features, draws, x_prev_pred)
+            losses = objective.of_generator(networks, batch, features, x_0_pred, x_prev_pred)
         loss = (
             losses["reconstruction"]
             + weights.adversarial * losses["adversarial"]

@@ -1,4 +1,4 @@
-"""What one training step computes: a noised batch, the generator's draws, the losses of both.
+"""What one training step computes: a noised batch, the generator's answer, the losses of both.
 
 x_0 becomes x_{t-1} and x_t at a random t; the generator answers with x̂_0 from x_t; x̂_{t-1} is drawn
 from it. The discriminator tells (x_{t-1}, x_t) from (x̂_{t-1}, x_t), both given the image and t.
@@ -15,9 +15,7 @@ from ..config import TrainConfig
 from ..diffusion import NoiseSchedule, q_posterior, q_sample, q_step
 from ..losses import (
     SupervisedLoss,
-    cross_entropy,
     discriminator_loss,
-    energy_score,
     generator_adversarial_loss,
     r1_penalty,
     squared_error,
@@ -76,22 +74,16 @@ class Objective:
         noise = torch.randn(shape, generator=draw).to(self.device)
         return noise.contiguous(memory_format=torch.channels_last) if noise.ndim == 4 else noise
 
-    def draws(
+    def predicted(
         self, networks: Networks, batch: Noised, features: Features, draw: torch.Generator
-    ) -> list[Tensor]:
-        """x̂_0 (B, K, H, W) of as many latents as the reconstruction loss compares."""
+    ) -> Tensor:
+        """x̂_0 (B, K, H, W) of a latent drawn for each row."""
         if self.config.losses.supervised > 0:  # the head then learns from its own loss only
             features = features._replace(logits=features.logits.detach())
         x_t = batch.x_t + self._attention_shift(networks, batch)
-        count = 2 if self.config.losses.reconstruction == "energy" else 1
-        z = self.gaussian((count * len(x_t), self.config.model.network.latent_dim), draw)
-        x_0 = networks.generator.denoise(
-            x_t.repeat(count, 1, 1, 1),
-            batch.level.repeat(count),
-            z,
-            Features(*(f.repeat(count, 1, 1, 1) for f in features)),
-        )
-        return list(x_0.float().chunk(count))
+        z = self.gaussian((len(x_t), self.config.model.network.latent_dim), draw)
+        x_0: Tensor = networks.generator.denoise(x_t, batch.level, z, features)
+        return x_0.float()
 
     @torch.no_grad()
     def _attention_shift(self, networks: Networks, batch: Noised) -> Tensor | float:
@@ -128,31 +120,15 @@ class Objective:
         networks: Networks,
         batch: Noised,
         features: Features,
-        draws: list[Tensor],
+        x_0_pred: Tensor,
         x_prev_pred: Tensor,
     ) -> dict[str, Tensor]:
-        """The generator's losses by name, unweighted; all are means over the batch."""
+        """The generator's losses by name, unweighted."""
         networks.discriminator.requires_grad_(False)
         fake = networks.discriminator(x_prev_pred, batch.x_t, batch.images, batch.level)
         networks.discriminator.requires_grad_(True)
-        adversarial = generator_adversarial_loss(fake.float())
         return {
-            "reconstruction": self._reconstruction(batch, draws),
-            "adversarial": (adversarial * ~self._answering(batch)).mean(),
+            "reconstruction": squared_error(batch.x_0, x_0_pred),
+            "adversarial": generator_adversarial_loss(fake.float()),
             "supervised": self.supervised_loss(features.logits, batch.x_0),
         }
-
-    def _answering(self, batch: Noised) -> Tensor:
-        """Where (B,) the answer itself is given, t = 1: a probability, while x̂_0 before is a draw.
-
-        With one step only, that step has to draw.
-        """
-        return (batch.t == 1).to(self.device) & (self.schedule.steps > 1)
-
-    def _reconstruction(self, batch: Noised, draws: list[Tensor]) -> Tensor:
-        """Squared error; or the energy score of the draws and the cross-entropy of the answers."""
-        if self.config.losses.reconstruction == "mse":
-            return squared_error(batch.x_0, draws[0]).mean()
-        answered = sum(cross_entropy(batch.x_0, x_0) for x_0 in draws) / len(draws)
-        drawn = energy_score(batch.x_0, *draws)
-        return torch.where(self._answering(batch), answered, drawn).mean()
