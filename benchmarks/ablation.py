@@ -47,7 +47,7 @@ SMALL = {
     "validate_every": 1e6,
     "checkpoint_every": 1e6,
 }
-PAPER = {"losses.adversarial": 0, "losses.supervised": 0}
+PAPER = {"losses.adversarial": 0, "losses.supervised": 0, "model.decode.sample_weight": 1.0}
 COLUMNS = {
     "dice": "Dice",
     "iou": "IoU",
@@ -116,12 +116,15 @@ class Row:
         What is done to the segmenter before it is scored.
     steps : int, optional
         T in sampling; 0 for the supervised head.
+    decode : dict
+        What the model's `decode` has otherwise.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
     of: str | None = None
     altered: Callable[[Segmenter], None] | None = None
     steps: int | None = None
+    decode: dict[str, float] = field(default_factory=dict)
 
 
 ROWS = {
@@ -131,12 +134,13 @@ ROWS = {
     "control: supervised head": Row(of="ours", steps=0),
     "control: 8 views of the head": Row(of="ours", steps=0, altered=eight_views),
     "control: heads of 3 seeds": Row(of="ours", steps=0),  # see `segmenter_of`
-    "control: stochastic segmentation network": Row(),  # likewise
+    "control: stochastic segmentation network": Row(decode={"sample_weight": 1.0}),  # likewise
     "paper's objective": Row(PAPER | {"model.attention.mode": "paper"}),
     "no latent": Row({"model.network.latent_dim": 0}),
     "no attention": Row({"model.attention.mode": "none"}),
     "no adversarial term": Row({"losses.adversarial": 0}),
     "adversarial weight 1": Row({"losses.adversarial": 1.0}),
+    "samples not pooled": Row(of="ours", decode={"sample_weight": 1.0}),
     "label scale 0.1": Row({"model.diffusion.label_scale": 0.1}),
     "label scale 0.5": Row({"model.diffusion.label_scale": 0.5}),
     "T = 1": Row({"model.diffusion.steps": 1}),
@@ -216,6 +220,7 @@ def scored(name: str, options: argparse.Namespace) -> Scores:
             threshold=threshold,
             supervised_temperature=temperature,
             supervised_threshold=threshold,
+            **ROWS[name].decode,
         )
         other = Segmenter(replace(segmenter.model, config=config), options.device)
         other.networks = networks

@@ -102,6 +102,9 @@ class AttentionConfig(_Frozen):
 class DecodeConfig(_Frozen):
     """From the networks' answers to probabilities and labels."""
 
+    # Of each sample in its logarithmic pool with the supervised head's answer: 1 leaves the sample
+    # as it is, towards 0 all become the head's.
+    sample_weight: Annotated[float, Field(gt=0, le=1)] = 0.3
     # Fitted to the validation images as a model is trained: what each sample's log-odds are divided
     # by, and where the mean probability is cut; and the same of the supervised head's own answer.
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -187,9 +190,14 @@ class TrainConfig(_Frozen):
     checkpoint_every: Annotated[float, Field(gt=0)] = 3.0  # minutes
 
     @model_validator(mode="after")
-    def _crop_on_grid(self) -> Self:
+    def _consistent(self) -> Self:
         if self.crop % self.model.network.stride:
             raise ValueError(f"crop must be a multiple of {self.model.network.stride}")
+        if self.losses.supervised == 0 and self.model.decode.sample_weight != 1:
+            raise ValueError(
+                "losses.supervised 0 leaves no head to pool samples with: "
+                "model.decode.sample_weight must be 1"
+            )
         return self
 
     @classmethod

@@ -1,7 +1,8 @@
 """One model over the tiles of one image: samples drawn, averaged and laid side by side.
 
 The way of x_t: `_sample` draws the noise of a batch of tiles, `sampler.sample` takes it from x_T
-to x̂_0, `_store` averages the samples into `Maps`, and `targets.decode` finds the objects there.
+to x̂_0, which `pooled` and `tempered` make probabilities of; `_store` averages the samples into
+`Maps`, and `targets.decode` finds the objects there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .answers import object_probability, pooled, tempered
 from .config import ModelConfig
 from .diffusion import NoiseSchedule
 from .model import Networks
@@ -23,9 +25,7 @@ from .noise import latent, noise
 from .sampler import sample
 from .tiling import Box, Tile, batches, seen_from
 
-__all__ = ["Inference", "Maps", "tempered"]
-
-_FLOOR = 1e-5  # of probabilities that are tempered: nothing is certain
+__all__ = ["Inference", "Maps"]
 
 
 @dataclass
@@ -132,10 +132,11 @@ class Inference:
         config, generator = self.config, self.networks.generator
         image = image.to(self.device, memory_format=torch.channels_last)
         features = generator.encode(image)
+        supervised = generator.preview(features)
         for _ in tiles:
             self.advance()
         if self.schedule is None:
-            return tempered(generator.preview(features), config.decode.temperature)[:, None], None
+            return tempered(supervised, config.decode.temperature)[:, None], None
         repeated = Features(*(_repeat(f, self.samples) for f in features))
         cells = [(_on_label_grid(tile.origin), _on_label_grid(tile.shape)) for tile in tiles]
 
@@ -160,9 +161,8 @@ class Inference:
 
         to_grid = partial(to_label_grid, scale=config.diffusion.label_scale)
         last = sample(denoise, to_grid, self.schedule, draw, draw_latent)
-        answers = tempered(last.x_0, config.decode.temperature).unflatten(
-            0, (len(tiles), self.samples)
-        )
+        x_0 = pooled(last.x_0, _repeat(supervised, self.samples), config.decode.sample_weight)
+        answers = tempered(x_0, config.decode.temperature).unflatten(0, (len(tiles), self.samples))
         if not self.attention:
             return answers, None
         level = torch.full((len(last.x_t),), 1 / self.schedule.steps, device=self.device)
@@ -175,27 +175,11 @@ class Inference:
         """Keep `answers` (S, K, h, w) in 0 … 1 of one tile's core."""
         answers = answers.cpu()
         maps.probability[:, *at] = answers.mean(dim=0)
-        inside = _object_probability(answers, self.config)
+        inside = object_probability(answers)
         maps.deviation[at] = inside.std(dim=0, correction=0)
         maps.masks[:, *at] = inside > self.config.decode.threshold
         if maps.samples is not None:
             maps.samples[:, *at] = inside
-
-
-def tempered(x_0: Tensor, temperature: float) -> Tensor:
-    """Turn label maps (B, K, ...) in [-1, 1] into probabilities, at a temperature.
-
-    It divides the log-odds of belonging to any object; which class or part stays as likely.
-    """
-    p = (x_0.float() + 1) / 2
-    if temperature == 1:
-        return p
-    odds = torch.logit(p if p.shape[1] == 1 else 1 - p[:, :1], eps=_FLOOR)
-    inside = torch.sigmoid(odds / temperature)
-    if p.shape[1] == 1:
-        return inside
-    parts = p[:, 1:] + 1e-9  # where there is nothing to share out, evenly
-    return torch.cat([1 - inside, inside * parts / parts.sum(dim=1, keepdim=True)], dim=1)
 
 
 def _on_label_grid(pixels: tuple[int, ...]) -> tuple[int, ...]:
@@ -205,8 +189,3 @@ def _on_label_grid(pixels: tuple[int, ...]) -> tuple[int, ...]:
 def _repeat(x: Tensor, count: int) -> Tensor:
     """(B, C, h, w) to (B · count, C, h, w), each row `count` times in turn."""
     return x.repeat_interleave(count, dim=0).contiguous(memory_format=torch.channels_last)
-
-
-def _object_probability(answers: Tensor, config: ModelConfig) -> Tensor:
-    """Probability (S, h, w) of belonging to any object, from (S, K, h, w)."""
-    return answers[:, 0] if config.target == "binary" else 1 - answers[:, 0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdal_engine import metrics
-from cdal_engine.inference import tempered
+from cdal_engine.answers import pooled, tempered
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.calibration import best_threshold, fit_temperature, tempered_mean
@@ -69,6 +69,36 @@ def test_tempered_probabilities_add_up_and_are_those_of_the_fit(
     np.testing.assert_allclose(
         tempered_mean(plain, temperature), inside.reshape(7, -1).mean(dim=0), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pool_lies_between_sample_and_head(channels: int) -> None:
+    sample, head = torch.rand(2, 4, channels, 6, 6).mul(9).softmax(dim=2) * 2 - 1
+    if channels == 1:
+        sample, head = torch.rand(2, 4, 1, 6, 6) * 2 - 1
+    torch.testing.assert_close(pooled(sample, head, 1.0), sample)
+    torch.testing.assert_close(pooled(head, head, 0.3), head)
+    some = pooled(sample, head, 0.3)
+    if channels > 1:  # they add up, and what both say stays so
+        torch.testing.assert_close(((some + 1) / 2).sum(dim=1), torch.ones(4, 6, 6))
+        agreed = sample.argmax(dim=1) == head.argmax(dim=1)
+        assert torch.equal(some.argmax(dim=1)[agreed], head.argmax(dim=1)[agreed])
+    else:
+        assert (some <= torch.maximum(sample, head) + 1e-6).all()
+        assert (some >= torch.minimum(sample, head) - 1e-6).all()
+    swapped = pooled(head, sample, 0.7)
+    torch.testing.assert_close(some, swapped)
+
+
+def test_the_smaller_its_weight_the_less_samples_differ(tiny_model: Path) -> None:
+    model = Model.load(tiny_model)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    spread = []
+    for weight in (1.0, 0.5, 0.1):
+        config = model.config.with_decoding(sample_weight=weight)
+        result = Segmenter(replace(model, config=config), "cpu").segment(image)
+        spread.append(result.deviation.mean())
+    assert spread[0] > spread[1] > spread[2] > 0
 
 
 @pytest.mark.parametrize("steps", [None, 0])

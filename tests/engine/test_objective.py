@@ -11,7 +11,10 @@ from cdal_engine.training.objective import Objective
 @pytest.mark.parametrize("supervised", [1.0, 0.0])
 def test_the_head_learns_from_its_own_loss_if_it_has_one(supervised: float) -> None:
     """And else from what the denoiser makes of it, as nothing would teach it."""
-    config = TrainConfig(losses={"supervised": supervised})
+    weight = 0.3 if supervised else 1.0
+    config = TrainConfig(
+        model={"decode": {"sample_weight": weight}}, losses={"supervised": supervised}
+    )
     objective = Objective(config, torch.device("cpu"))
     networks, draw = Networks(config.model), torch.Generator().manual_seed(0)
     images, x_0 = torch.randn(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
@@ -20,6 +23,11 @@ def test_the_head_learns_from_its_own_loss_if_it_has_one(supervised: float) -> N
     objective.predicted(networks, batch, features, draw).square().sum().backward()
     head = networks.generator.encoder.to_logits.weight.grad
     assert (head is None) == (supervised > 0)
+
+
+def test_samples_are_not_pooled_with_a_head_that_learns_nothing() -> None:
+    with pytest.raises(ValueError, match="sample_weight must be 1"):
+        TrainConfig(losses={"supervised": 0})
 
 
 def test_without_attention_the_map_to_show_is_normalised_all_the_same() -> None:

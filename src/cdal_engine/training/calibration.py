@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from .. import metrics
+from ..answers import tempered
 from ..config import ModelConfig
-from ..inference import tempered
 from ..model import Model
 from ..segmenter import Segmenter
 from .dataset import Pair
