@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cdal_engine import metrics
 from cdal_engine.answers import pooled, tempered
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.calibration import best_threshold, fit_temperature, tempered_mean
+from cdal_engine.training.dataset import Pair
+from cdal_engine.training.validation import evaluate
 
 
 def answers(temperature: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -119,3 +122,18 @@ def test_each_answer_has_its_own_decoding(tiny_model: Path, steps: int | None) -
     np.testing.assert_allclose(mild.probability[0], expected, atol=2e-3)
     np.testing.assert_allclose(mild.samples.mean(axis=0), mild.probability[0], atol=2e-3)
     assert ((mild.probability[0] > threshold) >= (mild.labels > 0)).all()
+
+
+def test_each_answer_is_scored_at_its_own_cut(tiny_model: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image, truth = tmp_path / "a.png", tmp_path / "b.png"
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(image)
+    Image.fromarray(rng.integers(0, 2, (64, 64), np.uint8)).save(truth)
+    model = Model.load(tiny_model)
+    config = model.config.with_decoding(threshold=0.99, supervised_threshold=0.01)
+    segmenter = Segmenter(replace(model, config=config), "cpu")
+    sampled, head = (
+        evaluate(segmenter, [Pair(image, truth)], steps=steps).mean["recall"]
+        for steps in (None, 0)
+    )
+    assert sampled < 0.1 < 0.9 < head

@@ -34,6 +34,8 @@ def conv(dims: int, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> 
 def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
     """(B, C, s·H, s·W, ...) to (B, C·sⁿ, H, W, ...), for n spatial dimensions."""
     n = x.ndim - 2
+    if n == 2:
+        return F.pixel_unshuffle(x, factor)  # the same, and keeps channels-last
     split = chain.from_iterable((size // factor, factor) for size in x.shape[2:])
     x = x.reshape(*x.shape[:2], *split)  # (B, C, H, s, W, s)
     x = x.permute(0, 1, *range(3, 3 + 2 * n, 2), *range(2, 2 + 2 * n, 2))  # (B, C, s, s, H, W)
@@ -43,6 +45,8 @@ def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
 def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
     """Undo `space_to_depth`."""
     n = x.ndim - 2
+    if n == 2:
+        return F.pixel_shuffle(x, factor)
     sizes = x.shape[2:]
     x = x.unflatten(1, (-1, *[factor] * n))  # (B, C, s, s, H, W)
     x = x.permute(0, 1, *chain.from_iterable((2 + n + i, 2 + i) for i in range(n)))

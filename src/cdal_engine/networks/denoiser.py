@@ -29,8 +29,8 @@ class _AdaptiveBlock(nn.Module):
         modulation = self.modulation(embedding)
         modulation = modulation.reshape(*modulation.shape, *[1] * (x.ndim - 2))
         scale_0, shift_0, scale_1, shift_1 = modulation.chunk(4, dim=1)
-        h = self.conv_0(F.silu(self.norm(x) * (1 + scale_0) + shift_0))
-        change: Tensor = self.conv_1(F.silu(self.norm(h) * (1 + scale_1) + shift_1))
+        h = self.conv_0(F.silu(torch.addcmul(shift_0, self.norm(x), 1 + scale_0)))
+        change: Tensor = self.conv_1(F.silu(torch.addcmul(shift_1, self.norm(h), 1 + scale_1)))
         return x + change
 
 

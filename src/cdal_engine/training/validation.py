@@ -77,6 +77,7 @@ def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig
     labels : ndarray
         (H, W) truth: instances, class ids or a mask, as `config.target` says.
     config : ModelConfig
+        Decoding as the answer was: `of_supervised_head` for the head's.
 
     Returns
     -------
@@ -126,9 +127,12 @@ def evaluate(
 ) -> Evaluation:
     """Segment and score every pair; options as `Segmenter.segment`."""
     evaluation = Evaluation({}, [], [], [])
+    config = segmenter.model.config
+    if steps == 0:
+        config = config.of_supervised_head()
     for pair in pairs:
         try:
-            image, labels, own = read_pair(pair, segmenter.model.config, mpp)
+            image, labels, own = read_pair(pair, config, mpp)
             result = segmenter.segment(
                 image,
                 mpp=own,
@@ -140,7 +144,7 @@ def evaluate(
             )
         except CdalError as error:
             raise error.at(pair.image) from None
-        scores = score(result, labels.astype(np.int64), segmenter.model.config)
+        scores = score(result, labels.astype(np.int64), config)
         evaluation.add(pair.stem, scores, result, labels > 0)
         if on_image is not None:
             on_image(pair.stem, scores)
