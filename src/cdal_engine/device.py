@@ -9,7 +9,15 @@ import torch
 
 from .errors import CdalError
 
-__all__ = ["is_out_of_memory", "memory_reported", "out_of_memory", "select_device"]
+__all__ = [
+    "is_out_of_memory",
+    "memory_budget",
+    "memory_reported",
+    "out_of_memory",
+    "select_device",
+]
+
+_CPU_BUDGET = 1.5 * 2**30
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -37,6 +45,19 @@ def select_device(name: str = "auto") -> torch.device:
             "choose auto or cpu; `cdal doctor` shows what is there",
         )
     return device
+
+
+def memory_budget(device: torch.device) -> tuple[float, int]:
+    """Bytes that the networks may take at once, and how many tiles at most share a batch.
+
+    Half of a GPU's memory, whatever else it holds. On the CPU more tiles at once gain nothing
+    (benchmarks/sampling.py).
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2, 64
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() / 2, 64
+    return _CPU_BUDGET, 1
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,15 +1,17 @@
 """One model over the tiles of one image: samples drawn, averaged and laid side by side.
 
-The way of x_t: `_sample` draws the noise of a batch of tiles, `sampler.sample` takes it from x_T
-to x̂_0, which `pooled` and `tempered` make probabilities of; `_store` averages the samples into
+The way of x_t: `_drawn` gives the noise of a batch of tiles to `sampler.sample`, which takes it
+from x_T to x̂_0; `answer` makes probabilities of it and averages the samples; `_store` lays them into
 `Maps`, and `targets.decode` finds the objects there.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +20,17 @@ from torch import Tensor
 
 from .answers import object_probability, pooled, tempered
 from .config import ModelConfig
+from .device import is_out_of_memory
 from .diffusion import NoiseSchedule
 from .model import Networks
 from .networks import LABEL_STRIDE, Features, to_label_grid
 from .noise import latent, noise
-from .sampler import sample
-from .tiling import Box, Tile, batches, seen_from
+from .sampler import Sample, sample
+from .tiling import Box, Tile, first_batch, seen_from
 
-__all__ = ["Inference", "Maps"]
+__all__ = ["AtOnce", "Inference", "Maps"]
+
+logger = logging.getLogger("cdal_engine")
 
 
 @dataclass
@@ -67,6 +72,36 @@ class Maps:
 
 
 @dataclass(frozen=True)
+class AtOnce:
+    """How much goes through the networks together.
+
+    Attributes
+    ----------
+    tiles : int
+        In a batch.
+    samples : int
+        Of each of them.
+    """
+
+    tiles: int
+    samples: int
+
+    def halved(self) -> AtOnce | None:
+        """Half the tiles, or else half the samples; None where there is one of each."""
+        if self.tiles > 1:
+            return replace(self, tiles=self.tiles // 2)
+        return replace(self, samples=self.samples // 2) if self.samples > 1 else None
+
+
+class _Answer(NamedTuple):
+    """Of a batch of tiles: mean (B, K, h, w), objects (B, S, h, w), attention (B, h, w)."""
+
+    mean: Tensor
+    inside: Tensor
+    attention: Tensor | None
+
+
+@dataclass(frozen=True)
 class Inference:
     """What stays the same over all tiles of one image.
 
@@ -81,10 +116,10 @@ class Inference:
     attention, keep_samples : bool
         Whether to compute and keep them.
     device : torch.device
-    tiles_at_once : int
-        How many tiles share a batch.
+    at_once : AtOnce
+        Halved as often as memory does not suffice.
     advance : callable
-        Called after every pass over a tile.
+        Called with how many passes over a tile, encoder's and denoiser's, are newly done.
     """
 
     config: ModelConfig
@@ -95,8 +130,8 @@ class Inference:
     attention: bool
     keep_samples: bool
     device: torch.device
-    tiles_at_once: int
-    advance: Callable[[], None]
+    at_once: AtOnce
+    advance: Callable[[int], None]
 
     def run(self, image: Tensor, origin: tuple[int, ...], box: Box, tiles: list[Tile]) -> Maps:
         """Fill the maps of a box of the model's grid.
@@ -117,69 +152,103 @@ class Inference:
             self.config.label_channels, self.samples, size, self.attention, self.keep_samples
         )
         tiles = sorted(tiles, key=lambda tile: [s.start for s in tile.core])  # batches the same too
-        for batch in batches(tiles, self.tiles_at_once):
+        at_once = self.at_once
+        while tiles:
+            batch = first_batch(tiles, at_once.tiles)
             cut = torch.stack([image[:, *seen_from(origin, t.box)] for t in batch])
-            answers, attention = self._sample(cut, batch)
+            try:
+                answer = self.answer(cut, batch, at_once.samples)
+            except (MemoryError, RuntimeError) as error:
+                smaller = at_once.halved()
+                if smaller is None or not is_out_of_memory(error):
+                    raise
+                if at_once == self.at_once:
+                    logger.warning(
+                        "memory does not suffice for %d tiles of %d samples at once: "
+                        "going on with less",
+                        at_once.tiles,
+                        at_once.samples,
+                    )
+                at_once = smaller
+                continue
             for i, tile in enumerate(batch):
-                at = seen_from(first, tile.core)
-                self._store(maps, at, answers[i][:, :, *tile.inside])
-                if maps.attention is not None and attention is not None:
-                    maps.attention[at] = attention[i][tile.inside].float().cpu()
+                self._store(maps, seen_from(first, tile.core), answer, (i, ..., *tile.inside))
+            tiles = tiles[len(batch) :]
         return maps
 
-    def _sample(self, image: Tensor, tiles: list[Tile]) -> tuple[Tensor, Tensor | None]:
-        """Answers (B, S, K, h, w) in 0 … 1 and attention (B, h, w) for a batch of tiles."""
-        config, generator = self.config, self.networks.generator
+    def answer(self, image: Tensor, tiles: list[Tile], samples_at_once: int) -> _Answer:
+        """Answers for a batch of tiles (B, C, H, W), probabilities all."""
+        generator, decode = self.networks.generator, self.config.decode
         image = image.to(self.device, memory_format=torch.channels_last)
         features = generator.encode(image)
         supervised = generator.preview(features)
-        for _ in tiles:
-            self.advance()
+        self.advance(len(tiles))
         if self.schedule is None:
-            return tempered(supervised, config.decode.temperature)[:, None], None
-        repeated = Features(*(_repeat(f, self.samples) for f in features))
+            mean = tempered(supervised, decode.temperature)
+            return _Answer(mean, object_probability(mean)[:, None], None)
+        total, inside, attention = torch.zeros_like(supervised), [], []
+        for start in range(0, self.samples, samples_at_once):
+            group = range(start, min(start + samples_at_once, self.samples))
+            drawn = self._drawn(features, tiles, group)
+            x_0 = pooled(drawn.x_0, _repeat(supervised, len(group)), decode.sample_weight)
+            p = tempered(x_0, decode.temperature)
+            total += p.unflatten(0, (-1, len(group))).sum(dim=1)
+            inside.append(object_probability(p).unflatten(0, (-1, len(group))))
+            if self.attention:
+                looked = self._attention(drawn, _repeat(image, len(group)))
+                attention.append(looked.unflatten(0, (-1, len(group))))
+        return _Answer(
+            total / self.samples,
+            torch.cat(inside, dim=1),
+            torch.cat(attention, dim=1).mean(dim=1) if attention else None,
+        )
+
+    def _drawn(self, features: Features, tiles: list[Tile], group: range) -> Sample:
+        """Some of the samples of a batch of tiles, (B · S, ...)."""
+        assert self.schedule is not None
+        generator, config = self.networks.generator, self.config
+        repeated = Features(*(_repeat(f, len(group)) for f in features))
         cells = [(_on_label_grid(tile.origin), _on_label_grid(tile.shape)) for tile in tiles]
 
         def draw(step: int) -> Tensor:  # (B · S, K, h, w)
             parts = [
                 noise(self.seed, s, step, config.label_channels, origin, size, self.device)
                 for origin, size in cells
-                for s in range(self.samples)
+                for s in group
             ]
             return torch.stack(parts).contiguous(memory_format=torch.channels_last)
 
         def draw_latent(step: int) -> Tensor:  # (B · S, L)
             dim = config.network.latent_dim
-            z = [latent(self.seed, s, step, dim, self.device) for s in range(self.samples)]
+            z = [latent(self.seed, s, step, dim, self.device) for s in group]
             return torch.stack(z).repeat(len(tiles), 1)
 
         def denoise(x_t: Tensor, level: Tensor, z: Tensor) -> Tensor:
             x_0: Tensor = generator.denoise(x_t, level, z, repeated)
-            for _ in tiles:
-                self.advance()
+            self.advance(len(tiles) * len(group))
             return x_0
 
         to_grid = partial(to_label_grid, scale=config.diffusion.label_scale)
-        last = sample(denoise, to_grid, self.schedule, draw, draw_latent)
-        x_0 = pooled(last.x_0, _repeat(supervised, self.samples), config.decode.sample_weight)
-        answers = tempered(x_0, config.decode.temperature).unflatten(0, (len(tiles), self.samples))
-        if not self.attention:
-            return answers, None
-        level = torch.full((len(last.x_t),), 1 / self.schedule.steps, device=self.device)
-        attention = self.networks.attention_map(
-            last.x_prev, last.x_t, _repeat(image, self.samples), level, image.shape[2:]
-        )[:, 0].clamp(0, 2)
-        return answers, attention.unflatten(0, (len(tiles), self.samples)).mean(dim=1)
+        return sample(denoise, to_grid, self.schedule, draw, draw_latent)
 
-    def _store(self, maps: Maps, at: Box, answers: Tensor) -> None:
-        """Keep `answers` (S, K, h, w) in 0 … 1 of one tile's core."""
-        answers = answers.cpu()
-        maps.probability[:, *at] = answers.mean(dim=0)
-        inside = object_probability(answers)
+    def _attention(self, drawn: Sample, image: Tensor) -> Tensor:
+        """A_D (B · S, h, w) of the last step, 0 … 2."""
+        assert self.schedule is not None
+        level = torch.full((len(drawn.x_t),), 1 / self.schedule.steps, device=self.device)
+        size = image.shape[2:]
+        looked = self.networks.attention_map(drawn.x_prev, drawn.x_t, image, level, size)
+        return looked[:, 0].clamp(0, 2)
+
+    def _store(self, maps: Maps, at: Box, answer: _Answer, tile: tuple[Any, ...]) -> None:
+        """Keep one tile's core of a batch's answer."""
+        maps.probability[:, *at] = answer.mean[tile].cpu()
+        inside = answer.inside[tile].cpu()
         maps.deviation[at] = inside.std(dim=0, correction=0)
         maps.masks[:, *at] = inside > self.config.decode.threshold
         if maps.samples is not None:
             maps.samples[:, *at] = inside
+        if maps.attention is not None and answer.attention is not None:
+            maps.attention[at] = answer.attention[tile].float().cpu()
 
 
 def _on_label_grid(pixels: tuple[int, ...]) -> tuple[int, ...]:

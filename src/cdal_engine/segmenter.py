@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from .config import MAX_MEGAPIXELS, ModelConfig
 from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
-from .inference import Inference, Maps
+from .inference import AtOnce, Inference, Maps
+from .memory import fitting
 from .model import Model
 from .networks import receptive_halo
 from .preparation import Grid, grid_scale, normalise, prepare, resample
@@ -30,7 +31,6 @@ Progress = Callable[[int, int], bool]
 
 MAX_SAMPLES = 64
 _TILE = 1024  # pixels
-_TILES_AT_ONCE = {"cpu": 1, "cuda": 4, "mps": 4}
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ class Segmenter:
             grid = Grid.over(x.shape[1:], scale, config.network.stride, region)
             _check_memory(math.prod(s.stop - s.start for s in grid.box))
             tiles = plan(grid.size, self.tile, self.halo(schedule), grid.box)
+            passes = len(tiles) * (1 + (schedule.steps * samples if schedule else 0))
             inference = Inference(
                 config=config,
                 networks=self.networks,
@@ -174,9 +175,10 @@ class Segmenter:
                 attention=attention and schedule is not None,
                 keep_samples=keep_samples,
                 device=self.device,
-                tiles_at_once=_TILES_AT_ONCE[self.device.type],
-                advance=_counter(progress, len(tiles) * (1 + (schedule.steps if schedule else 0))),
+                at_once=AtOnce(1, samples),
+                advance=_counter(progress, passes),
             )
+            inference = replace(inference, at_once=fitting(inference, tiles))
             window = grid.around(self.halo(schedule))
             x = resample(normalise(x, config.image), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
@@ -260,12 +262,12 @@ def _check_memory(pixels: float) -> None:
         )
 
 
-def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
     done = 0
 
-    def advance() -> None:
+    def advance(passes: int) -> None:
         nonlocal done
-        done += 1
+        done = min(done + passes, total)  # some are done twice where memory did not suffice
         if progress is not None and not progress(done, total):
             raise Cancelled
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import product, takewhile
 
-__all__ = ["Box", "Tile", "batches", "plan", "seen_from", "surround"]
+__all__ = ["Box", "Tile", "first_batch", "plan", "seen_from", "surround"]
 
 Box = tuple[slice, ...]
 """A part of a grid, a slice an axis."""
@@ -66,8 +65,6 @@ def plan(size: tuple[int, ...], tile: int, halo: int, part: Box | None = None) -
     return [Tile(core, surround(core, halo, size)) for core in product(*spans)]
 
 
-def batches(tiles: list[Tile], most: int) -> Iterator[list[Tile]]:
-    """Runs of up to `most` consecutive tiles of one shape."""
-    for _, run in groupby(tiles, key=lambda tile: tile.shape):
-        same = list(run)
-        yield from (same[i : i + most] for i in range(0, len(same), most))
+def first_batch(tiles: list[Tile], most: int) -> list[Tile]:
+    """The first tiles, up to `most`, that are of one shape."""
+    return list(takewhile(lambda tile: tile.shape == tiles[0].shape, tiles[:most]))

@@ -134,7 +134,6 @@ def test_each_answer_is_scored_at_its_own_cut(tiny_model: Path, tmp_path: Path) 
     config = model.config.with_decoding(threshold=0.99, supervised_threshold=0.01)
     segmenter = Segmenter(replace(model, config=config), "cpu")
     sampled, head = (
-        evaluate(segmenter, [Pair(image, truth)], steps=steps).mean["recall"]
-        for steps in (None, 0)
+        evaluate(segmenter, [Pair(image, truth)], steps=steps).mean["recall"] for steps in (None, 0)
     )
     assert sampled < 0.1 < 0.9 < head

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cdal_engine.config import ImageConfig, ModelConfig
 from cdal_engine.errors import CdalError
-from cdal_engine.inference import Inference
+from cdal_engine.inference import AtOnce, Inference
 from cdal_engine.model import Model
 from cdal_engine.noise import noise
 from cdal_engine.preparation import Grid, normalise, prepare, resample
@@ -99,8 +99,8 @@ def run_tiles(model: Model, image: np.ndarray, mpp: float, tile: int, **changes:
         attention=True,
         keep_samples=False,
         device=torch.device("cpu"),
-        tiles_at_once=1,
-        advance=lambda: None,
+        at_once=AtOnce(1, 2),
+        advance=lambda passes: None,
     )
     x = resample(x, grid.scale, grid.box)
     with torch.inference_mode():
@@ -116,9 +116,9 @@ def test_order_of_tiles_changes_no_bit_and_batches_hardly_any(
     image = image[: int(height / scale), : int(width / scale)]
     first = run_tiles(model, image, mpp, 64)
     for count in (1, 3):
-        batched = run_tiles(model, image, mpp, 64, tiles_at_once=count)
+        batched = run_tiles(model, image, mpp, 64, at_once=AtOnce(count, 2))
         np.testing.assert_allclose(batched["probability"], first["probability"], atol=1e-5)
-        again = run_tiles(model, image, mpp, 64, tiles_at_once=count, shuffle=True)
+        again = run_tiles(model, image, mpp, 64, at_once=AtOnce(count, 2), shuffle=True)
         for name in ("probability", "deviation", "masks", "attention"):
             assert np.array_equal(batched[name], again[name]), name
 
