@@ -1,8 +1,8 @@
 """One model over the tiles of one image: samples drawn, averaged and laid side by side.
 
 The way of x_t: `_drawn` gives the noise of a batch of tiles to `sampler.sample`, which takes it
-from x_T to x̂_0; `answer` makes probabilities of it and averages the samples; `_store` lays them into
-`Maps`, and `targets.decode` finds the objects there.
+from x_T to x̂_0; `answer` makes probabilities of it and averages the samples; `_store` lays them
+into `Maps`, and `targets.decode` finds the objects there.
 """
 
 from __future__ import annotations
