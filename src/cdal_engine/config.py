@@ -213,11 +213,18 @@ def read_model_config(path: Path) -> ModelConfig:
 
 def _read(kind: type[_T], path: Path) -> _T:
     try:
-        return kind.model_validate(yaml.safe_load(path.read_text("utf-8")) or {})
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
     except OSError as error:
         raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CdalError(f"not YAML or JSON: {error}", "check its syntax", path) from None
+    return validated(kind, values, path)
+
+
+def validated(kind: type[_T], values: object, path: Path | None = None) -> _T:
+    """Make a config of what a file holds; raises `CdalError` naming every wrong key."""
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()

@@ -1,0 +1,160 @@
+"""Shape of the published cDAL networks, in the names of their own parameters file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..config import MAX_STEPS, DiffusionConfig, validated
+from ..errors import CdalError
+
+__all__ = ["NcsnppConfig"]
+
+Positive = Annotated[int, Field(ge=1)]
+_CONDITION_GROUPS = 32  # of the condition encoder's group norms
+
+# Of the training runs; without effect on the networks. `num_channels_disc` is not always true:
+# the discriminator takes twice `num_channels`. `fourier_scale` belongs to another embedding.
+# fmt: off
+_IGNORED = frozenset((
+    "seed", "resume", "exp", "fold", "batch_size", "num_epoch", "T_max", "lr_g", "lr_d", "beta1",
+    "beta2", "no_lr_decay", "use_ema", "ema_decay", "r1_gamma", "lazy_reg", "save_content",
+    "save_content_every", "save_ckpt_every", "log_step", "num_channels_disc", "fourier_scale",
+))
+# fmt: on
+
+
+class NcsnppConfig(BaseModel):
+    """What the published generator, discriminators and schedule are built from.
+
+    Only what the published configurations share is built; any other option is an error, as is a
+    key that is not known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str  # "monu": images of 3 channels, any other: of 1
+    image_size: Positive  # pixels, before any halving
+    num_channels: Positive  # label channels K
+
+    num_channels_dae: Annotated[int, Field(multiple_of=_CONDITION_GROUPS, ge=_CONDITION_GROUPS)]
+    ch_mult: Annotated[tuple[Positive, ...], Field(min_length=1)]  # one per level
+    num_res_blocks: Positive  # per level
+    attn_resolutions: tuple[Positive, ...]  # sizes in pixels at which levels attend
+    cond_enc_layers: Positive
+    cond_enc_num_res_blocks: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in training
+    not_use_tanh: bool = False
+
+    nz: Positive  # values of the latent z
+    z_emb_dim: Positive
+    n_mlp: Annotated[int, Field(ge=0)]
+
+    num_timesteps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  # T
+    beta_min: Annotated[float, Field(gt=0)]
+    beta_max: Annotated[float, Field(gt=0)]
+
+    ngf: Positive  # width of the discriminators
+    t_emb_dim: Annotated[int, Field(ge=4, multiple_of=2)]  # of the discriminators
+    attn_scale: Annotated[int, Field(ge=0)]  # which of their features is the attention
+
+    resblock_type: Literal["biggan"] = "biggan"
+    embedding_type: Literal["positional"] = "positional"
+    progressive: Literal["none"] = "none"
+    progressive_input: Literal["residual"] = "residual"
+    progressive_combine: Literal["sum"] = "sum"
+    fir: Literal[True] = True
+    fir_kernel: tuple[Literal[1], Literal[3], Literal[3], Literal[1]] = (1, 3, 3, 1)
+    resamp_with_conv: Literal[True] = True
+    skip_rescale: Literal[True] = True
+    conditional: Literal[True] = True
+    centered: Literal[True] = True
+    use_geometric: Literal[False] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_training(cls, values: object) -> object:
+        if isinstance(values, Mapping):
+            return {key: value for key, value in values.items() if key not in _IGNORED}
+        return values
+
+    @model_validator(mode="after")
+    def _halves_evenly(self) -> Self:
+        if self.image_size % self.stride:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of the total stride {self.stride}"
+            )
+        return self
+
+    @classmethod
+    def from_parameters(cls, values: object, path: Path | None = None) -> Self:
+        """Read what a published parameters file holds.
+
+        Raises
+        ------
+        CdalError
+            Naming every key that is missing, unknown, or set to what is not built here.
+        """
+        return validated(cls, values, path)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a published parameters file (JSON); raises `CdalError` as `from_parameters`."""
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
+        except ValueError as error:  # of its encoding or its syntax
+            raise CdalError(f"not JSON: {error}", "check its syntax", path) from None
+        return cls.from_parameters(values, path)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image."""
+        return 3 if self.dataset == "monu" else 1
+
+    @property
+    def levels(self) -> int:
+        """Number of levels L, each half the size of the one before."""
+        return len(self.ch_mult)
+
+    @property
+    def stride(self) -> int:
+        """Total stride of the generator: sizes of its input are multiples of it."""
+        return int(2 ** (self.levels - 1))
+
+    @property
+    def condition_blocks(self) -> int:
+        """Number of residual blocks E of the condition encoder."""
+        return self.cond_enc_layers * self.cond_enc_num_res_blocks
+
+    @property
+    def diffusion(self) -> DiffusionConfig:
+        """The schedule; label maps enter x_t with their full amplitude."""
+        return DiffusionConfig(
+            steps=self.num_timesteps,
+            beta_min=self.beta_min,
+            beta_max=self.beta_max,
+            label_scale=1.0,
+        )
+
+    def channels(self, level: int) -> int:
+        """Channels c_i of a level in 0 … L - 1; -1 is the stem."""
+        return self.num_channels_dae * (1 if level < 0 else self.ch_mult[level])
+
+    def attends(self, level: int) -> bool:
+        """Whether a level has self-attention."""
+        return self.image_size // 2**level in self.attn_resolutions
+
+    def block_inputs(self, level: int) -> list[int]:
+        """Input channels of a level's residual blocks on the way down; all give `channels`."""
+        repeated = [self.channels(level)] * (self.num_res_blocks - 1)
+        return [self.channels(level - 1), *repeated]
+
+    def skips(self, level: int) -> list[int]:
+        """Channels of a level's skip tensors in the order they are made: e_i, then outputs."""
+        return [self.channels(level - 1), *[self.channels(level)] * self.num_res_blocks]
