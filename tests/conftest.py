@@ -31,6 +31,15 @@ def shared_data() -> Path:
     return data
 
 
+@pytest.fixture(scope="session")
+def parity_data(shared_data: Path) -> Path:
+    """Folder `parity` beside `data`: numbers that the published networks gave."""
+    folder = shared_data.parent / "parity"
+    if not folder.is_dir():
+        pytest.skip(f"no parity vectors at {folder}")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _engine_stays_headless(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail an engine or CLI test that makes anything load Qt or napari."""
