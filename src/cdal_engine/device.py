@@ -14,6 +14,7 @@ __all__ = [
     "memory_budget",
     "memory_reported",
     "out_of_memory",
+    "precision",
     "select_device",
 ]
 
@@ -58,6 +59,15 @@ def memory_budget(device: torch.device) -> tuple[float, int]:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() / 2, 64
     return _CPU_BUDGET, 1
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """Of weights and activations on a device; label maps, noise and probabilities are float32.
+
+    Weights are stored in float16, and a GPU computes in it several times as fast. The CPU stays
+    with float32: its answer is the same with and without instructions for reduced precision.
+    """
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -109,7 +109,7 @@ class Inference:
     ----------
     config : ModelConfig
     networks : Networks
-        On `device`.
+        On `device`, made ready.
     samples, seed : int
     schedule : NoiseSchedule or None
         None for the supervised head's answer.
@@ -179,7 +179,7 @@ class Inference:
     def answer(self, image: Tensor, tiles: list[Tile], samples_at_once: int) -> _Answer:
         """Answers for a batch of tiles (B, C, H, W), probabilities all."""
         generator, decode = self.networks.generator, self.config.decode
-        image = image.to(self.device, memory_format=torch.channels_last)
+        image = image.to(self.device, self.networks.dtype, memory_format=torch.channels_last)
         features = generator.encode(image)
         supervised = generator.preview(features)
         self.advance(len(tiles))

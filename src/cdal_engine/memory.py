@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from .config import ModelConfig
 from .device import memory_budget
 from .inference import AtOnce, Inference
@@ -13,14 +15,14 @@ from .tiling import Tile
 __all__ = ["activation_bytes", "fitting"]
 
 
-def activation_bytes(config: ModelConfig) -> tuple[float, float]:
-    """Peak bytes for each pixel of a tile in float32: for its encoding, and for each sample of it.
+def activation_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[float, float]:
+    """Peak bytes for each pixel of a tile: for its encoding, and for each sample of it.
 
     How many copies of a layer's output live at once was measured, and the tests repeat that for
     several shapes of network.
     """
     net, labels = config.network, config.label_channels
-    half = 4 / 2**net.spatial_dims  # bytes of a channel at half the image's resolution
+    half = dtype.itemsize / 2**net.spatial_dims  # bytes of a channel at half the image's resolution
     quarter = half / 2**net.spatial_dims
     encoding = 6.0 * half * net.widths[0]
     sample = 2.7 * half * net.detail_width + 3.0 * quarter * net.denoiser_width + 4.0 * 4 * labels
@@ -32,7 +34,7 @@ def fitting(inference: Inference, tiles: Sequence[Tile]) -> AtOnce:
 
     It does not depend on what else is in memory, so that the same run has the same batches.
     """
-    encoding, sample = activation_bytes(inference.config)
+    encoding, sample = activation_bytes(inference.config, inference.networks.dtype)
     budget, most = memory_budget(inference.device)
     pixels = max(math.prod(tile.shape) for tile in tiles)
     samples = min(inference.samples, max(1, int((budget / pixels - encoding) / sample)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from . import weights
 from .attention import Attention
 from .config import ModelConfig, read_model_config
+from .device import precision
 from .errors import CdalError
-from .networks import Discriminator, Generator
+from .networks import Discriminator, Generator, ResidualBlock
 
 __all__ = ["Model", "Networks"]
 
@@ -48,6 +50,20 @@ class Networks(nn.Module):
         looked = self.discriminator.features(x_prev, x_t, image, level)[self.attention_level]
         attention: Tensor = self.attention(looked, size)
         return attention
+
+    def made_ready(self, device: torch.device) -> Networks:
+        """Return a copy to run on `device`: norms folded, channels-last, in its precision."""
+        networks = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in networks.modules():
+            if isinstance(module, ResidualBlock):
+                module.fold()
+        networks.to(device, precision(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return networks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
 
 
 @dataclass(frozen=True)

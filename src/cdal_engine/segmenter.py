@@ -79,7 +79,7 @@ class Segmenter:
     Parameters
     ----------
     model : Model
-        Moved to the device.
+        Its networks are copied to the device.
     device : str
         See `device.select_device`.
     tile : int, optional
@@ -101,7 +101,7 @@ class Segmenter:
             )
         self.model = model
         self.device = select_device(device)
-        self.networks = model.networks.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks = model.networks.made_ready(self.device)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, device: str = "auto") -> Segmenter:

@@ -91,7 +91,7 @@ def test_memory_is_what_it_is_said_to_be(name: str) -> None:
         with torch.inference_mode(), LiveBytes() as live:
             runner.answer(torch.zeros(1, config.image.channels, *tile.shape), [tile], samples)
         peaks.append(live.peak / np.prod(tile.shape))
-    encoding, sample = activation_bytes(config)
+    encoding, sample = activation_bytes(config, torch.float32)
     assert encoding == pytest.approx(peaks[0], rel=0.25)
     assert sample == pytest.approx((peaks[2] - peaks[1]) / 4, rel=0.25)
     assert 0.9 * peaks[2] < encoding + 8 * sample < 1.35 * peaks[2]
@@ -104,7 +104,7 @@ def test_what_goes_through_at_once_fits_the_budget(samples: int, edge: int) -> N
     runner = inference(config, samples, NoiseSchedule.variance_preserving(config.diffusion))
     tile = Tile((slice(0, edge),) * 2, (slice(0, edge),) * 2)
     at_once = fitting(runner, [tile])
-    encoding, sample = activation_bytes(config)
+    encoding, sample = activation_bytes(config, torch.float32)
     budget, most = memory_budget(torch.device("cpu"))
     taken = edge**2 * at_once.tiles * (encoding + sample * at_once.samples)
     assert 1 <= at_once.samples <= samples

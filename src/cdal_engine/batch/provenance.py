@@ -131,6 +131,7 @@ def record_of(
         "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
         "parameters": _answer(parameters) | {"save": sorted(saved)},
         "device": str(segmenter.device),
+        "precision": str(segmenter.networks.dtype).removeprefix("torch."),
         "tile": segmenter.tile,
         "threads": torch.get_num_threads(),
         "mpp": mpp,

@@ -1,5 +1,6 @@
 """Networks: the `amortized` generator (encoder and denoiser) and the discriminator."""
 
+from .blocks import ResidualBlock
 from .condition_encoder import Features
 from .discriminator import Discriminator
 from .generator import LABEL_STRIDE, Generator, receptive_halo, to_label_grid
@@ -9,6 +10,7 @@ __all__ = [
     "Discriminator",
     "Features",
     "Generator",
+    "ResidualBlock",
     "receptive_halo",
     "to_label_grid",
 ]

@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 __all__ = [
     "ChannelNorm",
@@ -19,14 +20,18 @@ __all__ = [
     "upsample",
 ]
 
-_CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+Conv = nn.Conv2d | nn.Conv3d
+
+_CONV: dict[int, type[Conv]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM: dict[int, type[nn.BatchNorm2d | nn.BatchNorm3d]] = {
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
 }
 
 
-def conv(dims: int, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+def conv(
+    dims: int, c_in: int, c_out: int, kernel: int = 3, stride: int = 1
+) -> nn.Conv2d | nn.Conv3d:
     """Return a convolution in `dims` dimensions with zero padding of half its kernel."""
     return _CONV[dims](c_in, c_out, kernel, stride=stride, padding=kernel // 2)
 
@@ -82,11 +87,18 @@ class ResidualBlock(nn.Module):
     def __init__(self, dims: int, c_in: int, c_out: int, stride: int = 1) -> None:
         super().__init__()
         self.conv_0 = conv(dims, c_in, c_out, stride=stride)
-        self.norm_0 = _NORM[dims](c_out)
+        self.norm_0: nn.Module = _NORM[dims](c_out)
         self.conv_1 = conv(dims, c_out, c_out)
-        self.norm_1 = _NORM[dims](c_out)
+        self.norm_1: nn.Module = _NORM[dims](c_out)
         same = c_in == c_out and stride == 1
         self.shortcut = nn.Identity() if same else conv(dims, c_in, c_out, 1, stride)
+
+    def fold(self) -> None:
+        """Fold the norms of a block in evaluation mode into its convolutions."""
+        for conv, norm in (("conv_0", self.norm_0), ("conv_1", self.norm_1)):
+            assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d)
+            setattr(self, conv, fuse_conv_bn_eval(getattr(self, conv), norm))
+        self.norm_0 = self.norm_1 = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W, ...) to (B, C_out, H / stride, W / stride, ...)."""
@@ -107,5 +119,6 @@ class LevelEmbedding(nn.Module):
     def forward(self, level: Tensor) -> Tensor:
         """(B,) in 0 … 1 to (B, width)."""
         angles = torch.stack([level * f for f in self.frequencies], dim=1)
-        embedding: Tensor = self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        embedding: Tensor = self.layers(waves.to(next(self.layers.parameters()).dtype))
         return embedding

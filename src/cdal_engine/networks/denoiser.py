@@ -71,16 +71,17 @@ class LabelDenoiser(nn.Module):
         z : Tensor
             (B, latent_dim) unit Gaussian latent.
         features : Features
-            Of the image, one row per row of `x_t`.
+            Of the image, one row per row of `x_t`; their precision is that of the layers.
 
         Returns
         -------
         Tensor
-            (B, K, H, W) x̂_0 in [-1, 1].
+            (B, K, H, W) x̂_0 in [-1, 1], in float32.
         """
+        dtype = features.context.dtype
         z = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)  # pixel norm
-        embedding = torch.cat([self.level(level), self.latent(z)], dim=1)
-        h = self.stem(space_to_depth(x_t)) + features.context
+        embedding = torch.cat([self.level(level), self.latent(z.to(dtype))], dim=1)
+        h = self.stem(space_to_depth(x_t.to(dtype))) + features.context
         for block in self.blocks:
             h = block(h, embedding)
         h = depth_to_space(self.to_detail(F.silu(self.norm(h)))) + features.detail

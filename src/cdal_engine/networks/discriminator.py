@@ -61,7 +61,7 @@ class Discriminator(nn.Module):
             (B,) noise level t / T of `x_t`.
         """
         embedding = F.silu(self.level(level))
-        h = torch.cat([x_prev, x_t, space_to_depth(image)], dim=1)
+        h = torch.cat([x_prev.to(image.dtype), x_t.to(image.dtype), space_to_depth(image)], dim=1)
         maps = []
         for stage in self.stages:
             h = stage(h, embedding)

@@ -48,7 +48,7 @@ class Generator(nn.Module):
     @staticmethod
     def preview(features: Features) -> Tensor:
         """The supervised head's own label map (B, K, H, W) in [-1, 1], without diffusion."""
-        return supervised_answer(features.logits)
+        return supervised_answer(features.logits.float())
 
 
 def receptive_halo(config: ModelConfig, steps: int) -> int:
