@@ -1,10 +1,11 @@
-"""Seconds and peak memory for one image, on whatever device there is.
+"""Seconds and peak memory for one image, through the Segmenter and through the command line.
 
     python benchmarks/segment.py [--model nuclei-he] [--image FILE] [--size 1000] [--device auto]
 
 Each row runs in a process of its own, so that its peak memory is its own: one run to warm up, then
 the median of five. The networks and decoding are timed, not loading the model and the image.
-Run it on an idle machine.
+Then whole commands, from their start to their end, each the median of five. Run it on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
 
 ROWS = ((5, None), (1, None), (1, 0))  # samples, steps (None: the model's)
 REPEATS = 5
@@ -26,7 +30,6 @@ REPEATS = 5
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """One row, in this process."""
-    import numpy as np
     import torch
 
     from cdal_engine.io.discovery import open_source
@@ -63,6 +66,40 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+def command_seconds(*command: str) -> float:
+    """Median seconds of a command, its output dropped."""
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def commands(options: argparse.Namespace) -> None:
+    """Print the time of whole commands."""
+    from PIL import Image
+
+    from cdal_engine.samples import he_path
+
+    cdal = ("-c", "from cdal_engine.cli import main; main()")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.png"
+        pixels = np.asarray(Image.open(options.image or he_path()).convert("RGB"))
+        times = [-(-options.size // n) for n in pixels.shape[:2]]
+        Image.fromarray(np.tile(pixels, (*times, 1))[: options.size, : options.size]).save(path)
+        segment = (*cdal, "segment", str(path), "--restart", "--model", options.model)
+        segment += ("--device", options.device, "-o", str(Path(folder) / "out"))
+        print("| command | seconds |\n|---|---|")
+        for name, command in {
+            f"cdal segment, {options.size}x{options.size}": segment,
+            "the same, --steps 0": (*segment, "--steps", "0"),
+            "cdal --help": (*cdal, "--help"),
+            "import napari_cdal": ("-c", "import napari_cdal"),
+        }.items():
+            print(f"| {name} | {command_seconds(*command):.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="nuclei-he")
@@ -89,6 +126,7 @@ def main() -> None:
             f"| {row['spread']:.2f} | {row['peak']:.0f} | {row['loaded']:.0f} | {row['objects']} |",
             flush=True,
         )
+    commands(options)
 
 
 if __name__ == "__main__":
