@@ -192,7 +192,7 @@ def against_limits(segmenter: Segmenter, image: NDArray[np.uint8], taken: float)
     )
     memory_bound = traffic.bytes / moved
     print(
-        f"memory: {traffic.bytes / 1e9:.1f} GB, each operation by itself, at {moved / 1e9:.0f} GB/s "
+        f"memory: {traffic.bytes / 1e9:.1f} GB, operation by operation, at {moved / 1e9:.0f} GB/s "
         f"(copy) is {1000 * memory_bound:.1f} ms, {100 * memory_bound / taken:.0f} % of the time"
     )
 
@@ -209,9 +209,7 @@ def main() -> None:
     device = select_device(options.device)
     name = platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
-    print(
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    print(f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {torch.__version__}")
     segmenter = Segmenter.from_pretrained(options.model, options.device)
     if options.compile:
         generator = segmenter.networks.generator
