@@ -28,9 +28,14 @@ class Work:
 
     def segmenter(self) -> "Segmenter":
         """Load the model onto its device."""
+        import torch
+        from dask.system import CPU_COUNT
+
         from ..model import Model
         from ..segmenter import Segmenter
 
+        # A container's share of the processors, which torch does not know: more threads crawl.
+        torch.set_num_threads(min(torch.get_num_threads(), CPU_COUNT))
         return Segmenter(Model.load(self.model), self.device, self.tile)
 
 
