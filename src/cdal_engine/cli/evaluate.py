@@ -28,7 +28,7 @@ def evaluate(
     tile: options.Tile = None,
     mpp: options.Mpp = None,
 ) -> None:
-    """Score a model on labelled images, beside its own deterministic answer (--steps 0)."""
+    """Score a model on labelled images, beside its own deterministic answer if it has one."""
     from ..config import TrainConfig
     from ..io.records import write_aside
     from ..model import Model
@@ -55,8 +55,11 @@ def evaluate(
         shown.start(stem)
         shown.finish()
 
-    with bars(2 * len(pairs)) as shown:
-        for answer, n in (("sampled", steps), ("supervised", 0)):
+    answers = {"sampled": steps}
+    if segmenter.model.config.network.has_head:
+        answers["supervised"] = 0
+    with bars(len(answers) * len(pairs)) as shown:
+        for answer, n in answers.items():
             scores = validation.evaluate(
                 segmenter,
                 pairs,
@@ -76,7 +79,7 @@ def evaluate(
 def _show(means: dict[str, dict[str, float]]) -> None:
     """Print each mean of the sampled answer, and beside it the supervised head's."""
     for name, value in means["sampled"].items():
-        beside = means["supervised"].get(name)
+        beside = means.get("supervised", {}).get(name)
         typer.echo(
             f"{name:<18} {value:8.4f}   " + ("" if beside is None else f"supervised {beside:.4f}")
         )
