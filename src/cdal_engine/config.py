@@ -5,6 +5,7 @@ Both trees are read from and written to YAML (or JSON, its subset).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -153,7 +154,11 @@ class ModelConfig(_Frozen):
     image: ImageConfig = ImageConfig()
     network: Annotated[
         Annotated[NetworkConfig, Tag("amortized")] | Annotated[NcsnppConfig, Tag("ncsnpp")],
-        Discriminator(_architecture),
+        Discriminator(
+            _architecture,
+            custom_error_type="architecture",
+            custom_error_message="expected keys, `architecture` being 'amortized' or 'ncsnpp'",
+        ),
     ] = NetworkConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     attention: AttentionConfig = AttentionConfig()
@@ -170,6 +175,10 @@ class ModelConfig(_Frozen):
             self._check_agreement(self.network)
         elif self.attention.level >= len(self.network.discriminator_widths):
             raise ValueError("attention.level is beyond the discriminator's levels")
+        elif self.image.resized is not None:
+            raise ValueError("image.resized is for imported models: training has no such size")
+        if 2 * (self.halo or 0) >= (self.network.fixed_tile or math.inf):
+            raise ValueError(f"halo must be below half a tile of {self.network.fixed_tile}")
         if self.halo is not None and self.halo % self.network.stride:
             raise ValueError(f"halo must be a multiple of the stride {self.network.stride}")
         return self
@@ -187,7 +196,6 @@ class ModelConfig(_Frozen):
             "attention.mode": (self.attention.mode, "paper"),
             "attention.level": (self.attention.level, network.attn_scale),
             "decode.sample_weight": (self.decode.sample_weight, 1.0),  # no head to pool with
-            "halo below half a tile": (2 * (self.halo or 0) < network.image_size, True),
         }
         wrong = [f"{key} is {ours}, not {its}" for key, (ours, its) in said.items() if ours != its]
         if wrong:

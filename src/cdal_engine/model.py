@@ -40,8 +40,8 @@ WEIGHTS_FILE = "model.safetensors"
 class Networks(nn.Module):
     """Generator, discriminator and the attention between them, as trained and stored together.
 
-    This is where the config's architecture is chosen. There is no `discriminator` where the
-    config's `network.has_discriminator` says so: an imported generator that came by itself.
+    This is where the config's architecture is chosen. An imported generator may have come by
+    itself: there is no `discriminator` then, as the config's `network.has_discriminator` says.
     """
 
     generator: LabelGenerator[Any]

@@ -74,7 +74,7 @@ def test_import_then_segment_a_real_image(parity_data: Path, cdal: Callable, ima
         answers.append(labels)
     assert not np.array_equal(answers[0] > 0, answers[1] > 0)
     assert run_of("side")["mpp"] is None
-    again = cdal("segment", image, *options, "-o", "overlap")
+    again = cdal("segment", image, *options, *save, "-o", "overlap")
     assert "1 finished before" in again.out
 
 
@@ -163,6 +163,8 @@ def test_evaluate_and_train_with_an_imported_model(
     report = json.loads(Path("scores.json").read_text())
     assert "dice" in report["sampled"]["mean"]
     assert "supervised" not in report
+    command = ["evaluate", "data", "--model", "rgb_tiny", "--samples", 1]
+    assert cdal(*command, "--tile-mode", "published").code == 0
     ended = cdal("train", "data", "--init", "rgb_tiny", "-o", "run")
     assert ended.code == 2
     assert "cannot be trained" in ended.err

@@ -26,6 +26,7 @@ def evaluate(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     tile: options.Tile = None,
+    tile_mode: options.TileMode = "overlap",
     mpp: options.Mpp = None,
 ) -> None:
     """Score a model on labelled images, beside its own deterministic answer if it has one."""
@@ -42,12 +43,13 @@ def evaluate(
     if config is not None:
         pairs = split(pairs, TrainConfig.from_file(config))[1]
     segmenter = Segmenter(Model.load(model), device, tile)
-    segmenter.check_options(samples, steps)
+    segmenter.check_options(samples, steps, tile_mode)
     report: dict[str, object] = {
         "model": {"name": segmenter.model.name, "digest": segmenter.model.digest},
         "samples": samples,
         "steps": steps,
         "seed": seed,
+        "tile_mode": tile_mode,
     }
     means = {}
 
@@ -67,6 +69,7 @@ def evaluate(
                 samples=samples,
                 steps=n,
                 seed=seed,
+                tile_mode=tile_mode,
                 on_image=on_image,
             )
             means[answer] = scores.mean

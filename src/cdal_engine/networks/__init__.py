@@ -5,11 +5,10 @@ from .condition_encoder import Features
 from .discriminator import Discriminator
 from .generator import Generator, receptive_halo, to_label_grid
 from .ncsnpp import NcsnppGenerator
-from .protocol import AttentionSource, LabelGenerator
+from .protocol import LabelGenerator
 from .published_discriminators import PublishedDiscriminator
 
 __all__ = [
-    "AttentionSource",
     "Discriminator",
     "Features",
     "Generator",

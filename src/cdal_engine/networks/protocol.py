@@ -1,12 +1,12 @@
-"""What both architectures, `amortized` and `ncsnpp`, are to the rest of the engine."""
+"""What the generators of both architectures are to the rest of the engine."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["AttentionSource", "LabelGenerator"]
+__all__ = ["LabelGenerator"]
 
 Features = TypeVar("Features", bound=tuple[Any, ...])
 
@@ -47,12 +47,3 @@ class LabelGenerator(nn.Module, Generic[Features]):
     def preview(self, features: Features) -> Tensor | None:
         """The supervised head's own label map (B, K, H, W) in [-1, 1]; None without a head."""
         return None
-
-
-class AttentionSource(Protocol):
-    """What both discriminators are to the attention map."""
-
-    def feature(
-        self, x_prev: Tensor, x_t: Tensor, image: Tensor, level: Tensor, index: int
-    ) -> Tensor:
-        """Feature map `index` of a step; those that do not look at the image leave it out."""

@@ -34,7 +34,7 @@ def user_folder() -> Path:
 
 def available() -> dict[str, Path]:
     """Folders of all models by name: the shipped ones, then the user's."""
-    return shipped() | {k: v for k, v in _models_in(user_folder()).items() if k not in shipped()}
+    return shipped() | _models_in(user_folder()) | shipped()  # the shipped names are theirs alone
 
 
 def folder_for(name: str) -> Path:
