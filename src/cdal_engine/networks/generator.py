@@ -35,7 +35,8 @@ class Generator(LabelGenerator[Features]):
         self.encoder = ConditionEncoder(config)
         self.denoiser = LabelDenoiser(config)
 
-    def preview(self, features: Features) -> Tensor:
+    @staticmethod
+    def preview(features: Features) -> Tensor:
         """The supervised head's own label map (B, K, H, W) in [-1, 1], without diffusion."""
         return supervised_answer(features.logits.float())
 

@@ -44,6 +44,7 @@ class LabelGenerator(nn.Module, Generic[Features]):
         """Encode and denoise in one call."""
         return self.denoise(x_t, level, z, self.encode(image))
 
-    def preview(self, features: Features) -> Tensor | None:
+    @staticmethod
+    def preview(features: Features) -> Tensor | None:
         """The supervised head's own label map (B, K, H, W) in [-1, 1]; None without a head."""
         return None
