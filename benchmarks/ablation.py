@@ -72,6 +72,7 @@ class AttendedGenerator(nn.Module):
         self.schedule = NoiseSchedule.variance_preserving(config.diffusion)
 
     preview = staticmethod(Generator.preview)
+    label_stride = Generator.label_stride
 
     def encode(self, image: Tensor) -> Features:
         """As the generator inside; the image is kept for the discriminator."""

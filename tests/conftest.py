@@ -41,6 +41,14 @@ def parity_data(shared_data: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _models_of_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Start every test without models of the user's own."""
+    monkeypatch.setenv("CDAL_MODELS", str(tmp_path_factory.mktemp("own") / "models"))
+
+
+@pytest.fixture(autouse=True)
 def _engine_stays_headless(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail an engine or CLI test that makes anything load Qt or napari."""
     before = GUI_MODULES & sys.modules.keys()

@@ -48,4 +48,4 @@ def object_probability(p: Tensor) -> Tensor:
 
 
 def _probability(x_0: Tensor) -> Tensor:
-    return (x_0.float() + 1) / 2
+    return ((x_0.float() + 1) / 2).clamp(0, 1)  # a published network may have no bounds

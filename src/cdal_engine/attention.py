@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,12 +23,26 @@ class Attention(nn.Module):
     [0, 2]: dividing by one scalar, learned in training and stored with the model, keeps it near 1
     without any statistics of the tile. Mode `none` trains without attention; the map is then only
     shown, as in `normalized`.
+
+    Parameters
+    ----------
+    config : AttentionConfig
+    momentum : float
+        Of the running mean.
+    resize : {"nearest", "bilinear"}
+        To the size asked for; nearest looks at no neighbours, which another tile may not have.
     """
 
     running_mean: Tensor
 
-    def __init__(self, config: AttentionConfig, momentum: float = 0.01) -> None:
+    def __init__(
+        self,
+        config: AttentionConfig,
+        momentum: float = 0.01,
+        resize: Literal["nearest", "bilinear"] = "nearest",
+    ) -> None:
         super().__init__()
+        self.resize = resize
         self.mode = config.mode
         self.momentum = momentum
         self.register_buffer("running_mean", F.softplus(torch.zeros(())))
@@ -40,4 +56,4 @@ class Attention(nn.Module):
                 with torch.no_grad():
                     self.running_mean.lerp_(attention.mean(), self.momentum)
             attention = (attention / self.running_mean).clamp(0, _LARGEST)
-        return F.interpolate(attention, size=tuple(size), mode="nearest")
+        return F.interpolate(attention, size=tuple(size), mode=self.resize)

@@ -5,13 +5,23 @@ Both trees are read from and written to YAML (or JSON, its subset).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import CdalError
+from .ncsnpp_config import NcsnppConfig
 
 __all__ = [
     "MAX_MEGAPIXELS",
@@ -28,6 +38,7 @@ __all__ = [
 
 Target = Literal["binary", "classes", "nuclei"]
 Width = Annotated[int, Field(ge=4)]
+Pixels = Annotated[int, Field(ge=8)]
 MAX_STEPS = 16
 MAX_MEGAPIXELS = 400  # an input is segmented whole in memory, at about 60 bytes a pixel
 
@@ -43,6 +54,9 @@ class ImageConfig(_Frozen):
 
     channels: Literal[1, 3] = 3
     mpp: Annotated[float, Field(gt=0)] | None = 0.25  # micrometres per pixel; None: any
+    # (height, width) in pixels that every image as a whole is brought to, where `mpp` is None or
+    # an imported model is run as published; None: images keep their size then.
+    resized: tuple[Pixels, Pixels] | None = None
     # "constant": (x / max of its dtype - mean) / std, the same for every image;
     # "percentile": the whole image's 1st and 99th percentile become -1 and 1.
     normalisation: Literal["constant", "percentile"] = "constant"
@@ -61,6 +75,12 @@ class ImageConfig(_Frozen):
 class NetworkConfig(_Frozen):
     """Shape of the `amortized` generator and of the discriminator."""
 
+    # What the engine asks of either architecture:
+    has_head: ClassVar[bool] = True  # a supervised head, which also answers without diffusion
+    has_discriminator: ClassVar[bool] = True  # to show where it looks
+    fixed_tile: ClassVar[int | None] = None  # edge of its only tiles; None: any, with one answer
+
+    architecture: Literal["amortized"] = "amortized"
     spatial_dims: Literal[2, 3] = 2
     widths: tuple[Width, ...] = (32, 64, 128, 256)  # encoder, at strides 2, 4, 8, ...
     denoiser_width: Annotated[int, Field(ge=8)] = 48
@@ -115,16 +135,31 @@ class DecodeConfig(_Frozen):
     min_area: Annotated[float, Field(ge=0)] = 4.0  # smallest object, µm² or pixels
 
 
+def _architecture(network: Any) -> Any:
+    """Which architecture a `network` section is of."""
+    if isinstance(network, dict):
+        return network.get("architecture", "amortized")
+    return getattr(network, "architecture", None)
+
+
 class ModelConfig(_Frozen):
     """Everything needed to rebuild and run a model.
 
     Lengths are in micrometres where `image.mpp` is set and in pixels where it is not.
+    `network.architecture` says which of the two generators it is, `amortized` if left out.
     """
 
     target: Target = "nuclei"
     classes: tuple[str, ...] = ("nucleus",)  # foreground classes, background not counted
     image: ImageConfig = ImageConfig()
-    network: NetworkConfig = NetworkConfig()
+    network: Annotated[
+        Annotated[NetworkConfig, Tag("amortized")] | Annotated[NcsnppConfig, Tag("ncsnpp")],
+        Discriminator(
+            _architecture,
+            custom_error_type="architecture",
+            custom_error_message="expected keys, `architecture` being 'amortized' or 'ncsnpp'",
+        ),
+    ] = NetworkConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     attention: AttentionConfig = AttentionConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -136,11 +171,41 @@ class ModelConfig(_Frozen):
             raise ValueError(f"target {self.target!r} has one foreground class")
         if not self.classes:
             raise ValueError("name at least one class")
-        if self.attention.level >= len(self.network.discriminator_widths):
+        if isinstance(self.network, NcsnppConfig):
+            self._check_agreement(self.network)
+        elif self.attention.level >= len(self.network.discriminator_widths):
             raise ValueError("attention.level is beyond the discriminator's levels")
+        elif self.image.resized is not None:
+            raise ValueError("image.resized is for imported models: training has no such size")
+        if 2 * (self.halo or 0) >= (self.network.fixed_tile or math.inf):
+            raise ValueError(f"halo must be below half a tile of {self.network.fixed_tile}")
         if self.halo is not None and self.halo % self.network.stride:
             raise ValueError(f"halo must be a multiple of the stride {self.network.stride}")
         return self
+
+    def _check_agreement(self, network: NcsnppConfig) -> None:
+        """Refuse what contradicts the published parameters, which the network is built from."""
+        diffusion = self.diffusion
+        said = {
+            "image.channels": (self.image.channels, network.image_channels),
+            "channels of target and classes": (self.label_channels, network.num_channels),
+            "diffusion.steps": (diffusion.steps, network.num_timesteps),
+            "diffusion.beta_min": (diffusion.beta_min, network.beta_min),
+            "diffusion.beta_max": (diffusion.beta_max, network.beta_max),
+            "diffusion.label_scale": (diffusion.label_scale, 1.0),
+            "attention.mode": (self.attention.mode, "paper"),
+            "attention.level": (self.attention.level, network.attn_scale),
+            "decode.sample_weight": (self.decode.sample_weight, 1.0),  # no head to pool with
+        }
+        wrong = [f"{key} is {ours}, not {its}" for key, (ours, its) in said.items() if ours != its]
+        if wrong:
+            raise ValueError(f"the network is of other parameters: {', '.join(wrong)}")
+
+    @property
+    def amortized(self) -> NetworkConfig:
+        """`network` of an `amortized` model, for what that architecture is built from."""
+        assert isinstance(self.network, NetworkConfig)
+        return self.network
 
     def with_decoding(self, **changes: float) -> Self:
         """The same with some of `decode` changed, rounded."""
@@ -226,7 +291,11 @@ def validated(kind: type[_T], values: object, path: Path | None = None) -> _T:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()
-        )
+        problems = "; ".join(f"{_key(e['loc'])}: {e['msg']}" for e in error.errors())
         raise CdalError(f"invalid config: {problems}", "correct these keys", path) from None
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """The key in the file; which architecture's it is, pydantic's own part of it, left out."""
+    tags = ("amortized", "ncsnpp")
+    return ".".join(str(part) for part in location if part not in tags) or "config"

@@ -23,7 +23,7 @@ from .config import ModelConfig
 from .device import is_out_of_memory
 from .diffusion import NoiseSchedule
 from .model import Networks
-from .networks import LABEL_STRIDE, Features, to_label_grid
+from .networks import to_label_grid
 from .noise import latent, noise
 from .sampler import Sample, sample
 from .tiling import Box, Tile, first_batch, seen_from
@@ -46,7 +46,7 @@ class Maps:
     masks : ndarray
         (S, h, w) thresholded samples.
     attention : ndarray or None
-        (h, w) float32 in 0 … 2.
+        (h, w) float32 in 0 … 2, or of any sign and size for attention mode `paper`.
     samples : ndarray or None
         (S, h, w) float16 probability of any object, of each sample.
     """
@@ -184,13 +184,17 @@ class Inference:
         supervised = generator.preview(features)
         self.advance(len(tiles))
         if self.schedule is None:
+            assert supervised is not None  # `Segmenter.check_options` has asked
             mean = tempered(supervised, decode.temperature)
             return _Answer(mean, object_probability(mean)[:, None], None)
-        total, inside, attention = torch.zeros_like(supervised), [], []
+        shape = len(tiles), self.config.label_channels, *image.shape[2:]
+        total, inside, attention = torch.zeros(shape, device=self.device), [], []
         for start in range(0, self.samples, samples_at_once):
             group = range(start, min(start + samples_at_once, self.samples))
             drawn = self._drawn(features, tiles, group)
-            x_0 = pooled(drawn.x_0, _repeat(supervised, len(group)), decode.sample_weight)
+            x_0 = drawn.x_0
+            if supervised is not None:
+                x_0 = pooled(x_0, _repeat(supervised, len(group)), decode.sample_weight)
             p = tempered(x_0, decode.temperature)
             total += p.unflatten(0, (-1, len(group))).sum(dim=1)
             inside.append(object_probability(p).unflatten(0, (-1, len(group))))
@@ -203,12 +207,13 @@ class Inference:
             torch.cat(attention, dim=1).mean(dim=1) if attention else None,
         )
 
-    def _drawn(self, features: Features, tiles: list[Tile], group: range) -> Sample:
+    def _drawn(self, features: Any, tiles: list[Tile], group: range) -> Sample:
         """Some of the samples of a batch of tiles, (B · S, ...)."""
         assert self.schedule is not None
         generator, config = self.networks.generator, self.config
-        repeated = Features(*(_repeat(f, len(group)) for f in features))
-        cells = [(_on_label_grid(tile.origin), _on_label_grid(tile.shape)) for tile in tiles]
+        stride = generator.label_stride
+        repeated = features._make(_repeat(f, len(group)) for f in features)
+        cells = [(_divided(tile.origin, stride), _divided(tile.shape, stride)) for tile in tiles]
 
         def draw(step: int) -> Tensor:  # (B · S, K, h, w)
             parts = [
@@ -228,16 +233,16 @@ class Inference:
             self.advance(len(tiles) * len(group))
             return x_0
 
-        to_grid = partial(to_label_grid, scale=config.diffusion.label_scale)
+        to_grid = partial(to_label_grid, scale=config.diffusion.label_scale, stride=stride)
         return sample(denoise, to_grid, self.schedule, draw, draw_latent)
 
     def _attention(self, drawn: Sample, image: Tensor) -> Tensor:
-        """A_D (B · S, h, w) of the last step, 0 … 2."""
+        """A_D (B · S, h, w) of the last step."""
         assert self.schedule is not None
         level = torch.full((len(drawn.x_t),), 1 / self.schedule.steps, device=self.device)
         size = image.shape[2:]
         looked = self.networks.attention_map(drawn.x_prev, drawn.x_t, image, level, size)
-        return looked[:, 0].clamp(0, 2)
+        return looked[:, 0]
 
     def _store(self, maps: Maps, at: Box, answer: _Answer, tile: tuple[Any, ...]) -> None:
         """Keep one tile's core of a batch's answer."""
@@ -251,8 +256,8 @@ class Inference:
             maps.attention[at] = answer.attention[tile].float().cpu()
 
 
-def _on_label_grid(pixels: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n // LABEL_STRIDE for n in pixels)
+def _divided(pixels: tuple[int, ...], stride: int) -> tuple[int, ...]:
+    return tuple(n // stride for n in pixels)
 
 
 def _repeat(x: Tensor, count: int) -> Tensor:

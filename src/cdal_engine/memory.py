@@ -10,6 +10,7 @@ import torch
 from .config import ModelConfig
 from .device import memory_budget
 from .inference import AtOnce, Inference
+from .ncsnpp_config import NcsnppConfig
 from .tiling import Tile
 
 __all__ = ["activation_bytes", "fitting"]
@@ -21,12 +22,23 @@ def activation_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[float, fl
     How many copies of a layer's output live at once was measured, and the tests repeat that for
     several shapes of network.
     """
-    net, labels = config.network, config.label_channels
+    if isinstance(config.network, NcsnppConfig):
+        return _published(config.network, dtype.itemsize)
+    net, labels = config.amortized, config.label_channels
     half = dtype.itemsize / 2**net.spatial_dims  # bytes of a channel at half the image's resolution
     quarter = half / 2**net.spatial_dims
     encoding = 6.0 * half * net.widths[0]
     sample = 2.7 * half * net.detail_width + 3.0 * quarter * net.denoiser_width + 4.0 * 4 * labels
     return encoding, sample
+
+
+def _published(net: NcsnppConfig, size: int) -> tuple[float, float]:
+    """The same of `ncsnpp`, where the most is taken at full resolution."""
+    below = net.channels(min(1, net.levels - 1))
+    joined = below + net.channels(0)  # what comes up from below, and a skip tensor
+    denoiser = sum(net.skips(0)) + below + 5.0 * joined
+    looking = {None: 0.0, "large": 10.0 * net.ngf, "small": 12.0 * net.ngf}[net.discriminator]
+    return 4.0 * size * net.channels(0), size * max(denoiser, looking)
 
 
 def fitting(inference: Inference, tiles: Sequence[Tile]) -> AtOnce:

@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +21,15 @@ from .attention import Attention
 from .config import ModelConfig, read_model_config
 from .device import precision
 from .errors import CdalError
-from .networks import Discriminator, Generator, ResidualBlock
+from .ncsnpp_config import NcsnppConfig
+from .networks import (
+    Discriminator,
+    Generator,
+    LabelGenerator,
+    NcsnppGenerator,
+    PublishedDiscriminator,
+    ResidualBlock,
+)
 
 __all__ = ["Model", "Networks"]
 
@@ -29,13 +38,26 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class Networks(nn.Module):
-    """Generator, discriminator and the attention between them, as trained and stored together."""
+    """Generator, discriminator and the attention between them, as trained and stored together.
+
+    This is where the config's architecture is chosen. An imported generator may have come by
+    itself: there is no `discriminator` then, as the config's `network.has_discriminator` says.
+    """
+
+    generator: LabelGenerator[Any]
+    discriminator: Discriminator | PublishedDiscriminator
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.generator = Generator(config)
-        self.discriminator = Discriminator(config)
-        self.attention = Attention(config.attention)
+        network = config.network
+        if isinstance(network, NcsnppConfig):
+            self.generator = NcsnppGenerator(network)
+            if network.discriminator is not None:
+                self.discriminator = PublishedDiscriminator(network, network.discriminator)
+            self.attention = Attention(config.attention, resize="bilinear")
+        else:
+            self.generator, self.discriminator = Generator(config), Discriminator(config)
+            self.attention = Attention(config.attention)
         self.attention_level = config.attention.level
 
     def attention_map(
@@ -47,7 +69,7 @@ class Networks(nn.Module):
         size: torch.Size | tuple[int, ...],
     ) -> Tensor:
         """A_D (B, 1, *size) of a step; parameters as `Discriminator.features`."""
-        looked = self.discriminator.features(x_prev, x_t, image, level)[self.attention_level]
+        looked = self.discriminator.feature(x_prev, x_t, image, level, self.attention_level)
         attention: Tensor = self.attention(looked, size)
         return attention
 
@@ -57,7 +79,8 @@ class Networks(nn.Module):
         for module in networks.modules():
             if isinstance(module, ResidualBlock):
                 module.fold()
-        networks.to(device, precision(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        dtype = precision(device) if self.generator.reduced_precision else torch.float32
+        networks.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return networks
 
     @property
@@ -118,9 +141,13 @@ class Model:
 
     @staticmethod
     def save(folder: Path, config: ModelConfig, networks: Networks) -> None:
-        """Write config.json and model.safetensors (float16) into `folder`, replacing both."""
+        """Write config.json and model.safetensors into `folder`, replacing both.
+
+        Weights are stored in float16 where the generator's `reduced_precision` allows it.
+        """
+        half = networks.generator.reduced_precision
         state = {
-            name: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous()
+            name: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
             for name, v in networks.state_dict().items()
         }
         text = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"

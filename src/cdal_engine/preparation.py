@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .config import ImageConfig
 from .errors import CdalError
-from .tiling import Box, seen_from, surround
+from .tiling import Box, seen_from
 
 __all__ = ["Grid", "grid_scale", "normalise", "prepare", "resample"]
 
@@ -49,8 +49,8 @@ class Grid:
         The part to fill, on multiples of the stride.
     region : tuple of slice
         Rows and columns asked for, in pixels that `scale` leads to.
-    scale : float
-        Grid pixels per pixel of `region`.
+    scale : tuple of float
+        Grid pixels per pixel of `region`, along rows and columns.
     pixel : float
         Edge of `region`'s pixels in pixels of the image.
     """
@@ -58,14 +58,21 @@ class Grid:
     size: tuple[int, ...]
     box: Box
     region: Box
-    scale: float
+    scale: tuple[float, ...]
     pixel: float = 1.0
 
     @classmethod
     def over(
-        cls, shape: tuple[int, ...], scale: float, stride: int, region: Box | None = None
+        cls,
+        shape: tuple[int, ...],
+        scale: float | tuple[float, ...],
+        stride: int,
+        region: Box | None = None,
+        least: int = 0,
     ) -> Self:
         """Lay a grid over an image of `shape` (H, W), `scale` grid pixels to an image pixel.
+
+        It has `least` pixels along each axis, be the image smaller.
 
         Raises
         ------
@@ -73,34 +80,36 @@ class Grid:
             If `region` is not rows and columns of the image.
         """
         region = _checked(region, shape)
-        size = tuple(-(-_ceil(n * scale) // stride) * stride for n in shape)
-        margin = 0 if scale == 1 else math.ceil(max(scale, 1)) + 1  # what resampling back reaches
-        box = tuple(
-            slice(
-                max(_floor(s.start * scale) - margin, 0) // stride * stride,
-                min(-(-(_ceil(s.stop * scale) + margin) // stride) * stride, n),
-            )
-            for s, n in zip(region, size, strict=True)
+        scales = _each_axis(scale, len(shape))
+        size = tuple(
+            max(-(-_ceil(n * s) // stride) * stride, least)
+            for n, s in zip(shape, scales, strict=True)
         )
-        return cls(size, box, region, scale)
+        box = []
+        for part, s, n in zip(region, scales, size, strict=True):
+            margin = 0 if s == 1 else math.ceil(max(s, 1)) + 1  # what resampling back reaches
+            start = max(_floor(part.start * s) - margin, 0) // stride * stride
+            stop = min(-(-(_ceil(part.stop * s) + margin) // stride) * stride, n)
+            box.append(slice(start, stop))
+        return cls(size, tuple(box), region, scales)
 
-    def around(self, halo: int) -> Box:
-        """The box and a halo, clipped to the grid."""
-        return surround(self.box, halo, self.size)
+    @property
+    def native(self) -> bool:
+        """Whether `region` is counted in pixels of the grid itself."""
+        return all(scale == 1 for scale in self.scale)
 
     def itself(self) -> Grid:
-        """The same, its region counted in pixels of the grid."""
-        region = tuple(
-            slice(_floor(s.start * self.scale), _ceil(s.stop * self.scale)) for s in self.region
-        )
-        return replace(self, region=region, scale=1.0, pixel=1 / self.scale)
+        """The same, its region counted in pixels of the grid; both axes must have one scale."""
+        (scale,) = set(self.scale)
+        region = tuple(slice(_floor(s.start * scale), _ceil(s.stop * scale)) for s in self.region)
+        return replace(self, region=region, scale=(1.0,) * len(region), pixel=1 / scale)
 
     def bring_back(self, maps: NDArray[_Pixels]) -> NDArray[_Pixels]:
         """Bring (C, h, w) maps of the box to the region, (C, H, W)."""
         origin = tuple(s.start for s in self.box)
-        if self.scale != 1:
-            grid = torch.from_numpy(maps)
-            return resample(grid, 1 / self.scale, self.region, origin).contiguous().numpy()
+        if not self.native:
+            grid, back = torch.from_numpy(maps), tuple(1 / scale for scale in self.scale)
+            return resample(grid, back, self.region, origin).contiguous().numpy()
         y, x = seen_from(origin, self.region)
         return np.ascontiguousarray(maps[:, y, x])
 
@@ -120,6 +129,10 @@ def _checked(region: Box | None, shape: tuple[int, ...]) -> Box:
     )
 
 
+def _each_axis(scale: float | tuple[float, ...], axes: int) -> tuple[float, ...]:
+    return scale if isinstance(scale, tuple) else (scale,) * axes
+
+
 def _floor(x: float) -> int:
     return math.floor(round(x, 6))  # 50 pixels at a scale of 0.7 / 0.1 end at 350, not before
 
@@ -129,7 +142,10 @@ def _ceil(x: float) -> int:
 
 
 def resample(
-    x: Tensor, scale: float, window: Box | None = None, origin: tuple[int, ...] = (0, 0)
+    x: Tensor,
+    scale: float | tuple[float, ...],
+    window: Box | None = None,
+    origin: tuple[int, ...] = (0, 0),
 ) -> Tensor:
     """Resample (C, H, W) by exactly `scale`, anchored at the corner, averaging when it shrinks.
 
@@ -140,23 +156,26 @@ def resample(
     ----------
     x : Tensor
         (C, H, W) floating point; beyond its edges, the edge is repeated.
-    scale : float
-        Output pixels per input pixel.
+    scale : float or tuple of float
+        Output pixels per input pixel, of both axes or each.
     window : tuple of slice, optional
         Output pixels to compute; by default all that the input touches, ceil(size · scale).
     origin : tuple of int
         Input pixel that `x` starts with: a window of a larger image gives that image's answer.
     """
-    window = window or tuple(slice(0, _ceil(n * scale)) for n in x.shape[1:])
-    reach = max(1.0, 1 / scale)  # input pixels the filter extends from its centre
-    for axis, (along, start) in enumerate(zip(window, origin, strict=True), 1):
-        centre = (torch.arange(along.start, along.stop, dtype=torch.float64) + 0.5) / scale
+    scales = _each_axis(scale, x.ndim - 1)
+    window = window or tuple(
+        slice(0, _ceil(n * s)) for n, s in zip(x.shape[1:], scales, strict=True)
+    )
+    for axis, (along, start, s) in enumerate(zip(window, origin, scales, strict=True), 1):
+        reach = max(1.0, 1 / s)  # input pixels the filter extends from its centre
+        centre = (torch.arange(along.start, along.stop, dtype=torch.float64) + 0.5) / s
         first = torch.floor(centre - reach)
         index = first[:, None] + torch.arange(math.ceil(2 * reach) + 1)
         weight = (1 - (index + 0.5 - centre[:, None]).abs() / reach).clamp(min=0)
         weight = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype)
         index = (index.long() - start).clamp(0, x.shape[axis] - 1)
-        if scale == 1:  # the filter is one pixel then
+        if s == 1:  # the filter is one pixel then
             x = x.index_select(axis, index[:, 1])
             continue
         shape = [-1 if i == axis else 1 for i in range(x.ndim)]

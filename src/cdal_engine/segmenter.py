@@ -22,13 +22,14 @@ from .memory import fitting
 from .model import Model
 from .networks import receptive_halo
 from .preparation import Grid, grid_scale, normalise, prepare, resample
-from .tiling import Box, plan
+from .tiling import Box, Tile, hull, plan, plan_fixed
 
-__all__ = ["Progress", "Segmentation", "Segmenter"]
+__all__ = ["TILE_MODES", "Progress", "Segmentation", "Segmenter"]
 
 Progress = Callable[[int, int], bool]
 """Called with (passes done, passes in all); returning False cancels."""
 
+TILE_MODES = ("overlap", "published")
 MAX_SAMPLES = 64
 _TILE = 1024  # pixels
 
@@ -48,7 +49,8 @@ class Segmentation:
     deviation : ndarray
         (H, W) float32 standard deviation of the foreground probability between samples.
     attention : ndarray or None
-        (H, W) float32 in 0 … 2: where the discriminator looks, not evidence for a diagnosis.
+        (H, W) float32: where the discriminator looks, not evidence for a diagnosis. In 0 … 2, or
+        of any sign and size where the model's attention mode is `paper`.
     samples : ndarray or None
         (S, H, W) float16 foreground probability of each sample, if kept.
     objects : dict of ndarray
@@ -83,7 +85,8 @@ class Segmenter:
     device : str
         See `device.select_device`.
     tile : int, optional
-        Edge of the tiles in pixels of the model's grid, a multiple of the network's stride.
+        Edge of the tiles in pixels of the model's grid, a multiple of the network's stride. An
+        imported model has one only, that it was trained with.
 
     Raises
     ------
@@ -92,8 +95,13 @@ class Segmenter:
     """
 
     def __init__(self, model: Model, device: str = "auto", tile: int | None = None) -> None:
-        stride = model.config.network.stride
-        self.tile = _TILE if tile is None else tile
+        stride, fixed = model.config.network.stride, model.config.network.fixed_tile
+        self.tile = (fixed or _TILE) if tile is None else tile
+        if fixed and self.tile != fixed:
+            raise CdalError(
+                f"tile must be {fixed}: the answer of this model depends on it, got {tile}",
+                "leave --tile out",
+            )
         if self.tile < stride or self.tile % stride:
             raise CdalError(
                 f"tile must be a multiple of the network's stride {stride}, got {tile}",
@@ -117,6 +125,7 @@ class Segmenter:
         samples: int = 5,
         steps: int | None = None,
         seed: int = 0,
+        tile_mode: str = "overlap",
         keep_samples: bool = False,
         attention: bool = True,
         on_model_grid: bool = False,
@@ -140,8 +149,11 @@ class Segmenter:
             deterministic pass.
         seed : int
             The same seed gives the same answer.
+        tile_mode : {"overlap", "published"}
+            Of imported models: tiles that overlap at the model's resolution, or as published, the
+            whole image brought to one size and cut into tiles side by side.
         keep_samples, attention : bool
-            Whether to return them.
+            Whether to return them; an imported model may have no attention.
         on_model_grid : bool
             Leave everything at the model's resolution, as for slides, instead of the image's.
         progress : callable, optional
@@ -156,15 +168,15 @@ class Segmenter:
             If `progress` returned False.
         """
         start = time.perf_counter()
-        schedule = self.check_options(samples, steps)
+        schedule = self.check_options(samples, steps, tile_mode)
         config = self.model.config if schedule else self.model.config.of_supervised_head()
         _check_memory(image.shape[0] * image.shape[1] if image.ndim > 1 else 0)
         with torch.inference_mode(), memory_reported():
             x = prepare(image, config.image)
-            scale = grid_scale(mpp, config.image)
-            grid = Grid.over(x.shape[1:], scale, config.network.stride, region)
+            resized = self.resized(tile_mode)
+            grid = self._grid(x.shape[1:], mpp, resized, region)
             _check_memory(math.prod(s.stop - s.start for s in grid.box))
-            tiles = plan(grid.size, self.tile, self.halo(schedule), grid.box)
+            tiles = self._tiles(grid, self.halo(schedule, tile_mode))
             passes = len(tiles) * (1 + (schedule.steps * samples if schedule else 0))
             inference = Inference(
                 config=config,
@@ -172,43 +184,87 @@ class Segmenter:
                 samples=samples if schedule else 1,
                 seed=seed,
                 schedule=schedule,
-                attention=attention and schedule is not None,
+                attention=attention and schedule is not None and config.network.has_discriminator,
                 keep_samples=keep_samples,
                 device=self.device,
                 at_once=AtOnce(1, samples),
                 advance=_counter(progress, passes),
             )
             inference = replace(inference, at_once=fitting(inference, tiles))
-            window = grid.around(self.halo(schedule))
+            window = hull(tiles)
             x = resample(normalise(x, config.image), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
-            mpp = mpp or config.image.mpp
-            if on_model_grid and grid.scale != 1:
+            mpp = mpp if resized else mpp or config.image.mpp
+            if on_model_grid and not grid.native and resized is None:
                 grid, mpp = grid.itself(), config.image.mpp
             return _decoded(maps, grid, config, mpp, start)
 
-    def check_options(self, samples: int, steps: int | None) -> NoiseSchedule | None:
+    def check_options(
+        self, samples: int, steps: int | None, tile_mode: str = "overlap"
+    ) -> NoiseSchedule | None:
         """Return the schedule of `steps`, None for the supervised head's answer.
 
         Raises
         ------
         CdalError
-            If the model cannot run so many steps, or `samples` is out of range.
+            If the model cannot run so many steps or these tiles, or `samples` is out of range.
         """
-        trained = self.model.config.diffusion.steps
+        network, trained = self.model.config.network, self.model.config.diffusion.steps
         steps = trained if steps is None else steps
-        if steps not in (0, trained):  # other steps' probabilities would not be right
+        if steps == 0 and not network.has_head:
             raise CdalError(
-                f"steps must be {trained}, as the model was trained, or 0, got {steps}",
+                "0 steps: this model has no supervised head, which would answer without diffusion",
+                f"use --steps {trained}, as the model was trained",
+            )
+        if steps not in (0, trained):  # other steps' probabilities would not be right
+            or_none = ", or 0" if network.has_head else ""
+            raise CdalError(
+                f"steps must be {trained}, as the model was trained{or_none}, got {steps}",
                 f"use --steps {trained}",
+            )
+        if tile_mode not in TILE_MODES:
+            raise CdalError(f"unknown tile mode {tile_mode!r}", f"use {' or '.join(TILE_MODES)}")
+        if tile_mode != "overlap" and network.fixed_tile is None:
+            raise CdalError(
+                f"tile mode {tile_mode!r} is for imported models; the answer of this one does not "
+                "depend on its tiles",
+                "leave --tile-mode out",
             )
         if not 1 <= samples <= MAX_SAMPLES:
             raise CdalError(f"samples must be from 1 to {MAX_SAMPLES}, got {samples}")
         return NoiseSchedule.variance_preserving(self.model.config.diffusion) if steps else None
 
-    def halo(self, schedule: NoiseSchedule | None) -> int:
+    def resized(self, tile_mode: str) -> tuple[int, int] | None:
+        """(height, width) that every image is brought to; None where resolution decides."""
+        image = self.model.config.image
+        return image.resized if tile_mode == "published" or image.mpp is None else None
+
+    def _grid(
+        self,
+        shape: tuple[int, ...],
+        mpp: float | None,
+        resized: tuple[int, int] | None,
+        region: Box | None,
+    ) -> Grid:
+        """Lay the model's grid over an image."""
+        config, scale = self.model.config, grid_scale(mpp, self.model.config.image)
+        each = tuple(n / size for n, size in zip(resized, shape, strict=True)) if resized else scale
+        if fixed := config.network.fixed_tile:
+            return Grid.over(shape, each, 1, region, least=fixed)
+        return Grid.over(shape, each, config.network.stride, region)
+
+    def _tiles(self, grid: Grid, halo: int) -> list[Tile]:
+        """Tiles that make up the grid's box."""
+        cover = plan_fixed if self.model.config.network.fixed_tile else plan
+        return cover(grid.size, self.tile, halo, grid.box)
+
+    def halo(self, schedule: NoiseSchedule | None, tile_mode: str = "overlap") -> int:
         """Pixels a tile sees beyond what it keeps, for a schedule of `check_options`."""
         config = self.model.config
+        if fixed := config.network.fixed_tile:
+            # No halo makes its answer independent of the tile: an eighth smooths the seams.
+            overlapping = fixed // 8 if config.halo is None else config.halo
+            return 0 if tile_mode == "published" else overlapping
         if schedule is None:
             return receptive_halo(config, 0)
         computed = receptive_halo(config, schedule.steps)
@@ -227,7 +283,7 @@ def _decoded(
             [grid.bring_back(m[None].astype(np.float32))[0].astype(dtype) for m in stack]
         )
 
-    if grid.scale == 1:
+    if grid.native:
         masks = grid.bring_back(maps.masks)
     else:
         masks = np.stack([grid.bring_back(m[None].astype(np.float32))[0] > 0.5 for m in maps.masks])

@@ -1,11 +1,11 @@
-"""Tiles with halo: on multiples of the network's stride, halos ending at the image's edge."""
+"""Tiles with halo, clipped at the image's edge or, of a fixed size, moved inside it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product, takewhile
+from itertools import pairwise, product, takewhile
 
-__all__ = ["Box", "Tile", "first_batch", "plan", "seen_from", "surround"]
+__all__ = ["Box", "Tile", "first_batch", "hull", "plan", "plan_fixed", "seen_from", "surround"]
 
 Box = tuple[slice, ...]
 """A part of a grid, a slice an axis."""
@@ -63,6 +63,40 @@ def plan(size: tuple[int, ...], tile: int, halo: int, part: Box | None = None) -
     part = part or tuple(slice(0, n) for n in size)
     spans = [[slice(a, min(a + tile, p.stop)) for a in range(p.start, p.stop, tile)] for p in part]
     return [Tile(core, surround(core, halo, size)) for core in product(*spans)]
+
+
+def plan_fixed(size: tuple[int, ...], tile: int, halo: int, part: Box | None = None) -> list[Tile]:
+    """Cover a grid, or a `part` of it, with boxes of exactly `tile` pixels an edge.
+
+    For networks whose answer depends on the whole box. Boxes overlap by two halos; the last of a
+    row is moved inside the grid, whose `size` must be `tile` at least. Which boxes there are does
+    not depend on `part`: it only leaves out those that it does not touch.
+    """
+    part = part or tuple(slice(0, n) for n in size)
+    spans = [_spans(n, tile, halo, p) for n, p in zip(size, part, strict=True)]
+    return [
+        Tile(tuple(core for core, _ in axes), tuple(box for _, box in axes))
+        for axes in product(*spans)
+    ]
+
+
+def _spans(size: int, tile: int, halo: int, part: slice) -> list[tuple[slice, slice]]:
+    """Core and box along one axis; a core begins where the one before it ends."""
+    step = tile - 2 * halo
+    starts = [min(start, size - tile) for start in range(0, size - 2 * halo, step)]
+    edges = [0, *(start + tile - halo for start in starts[:-1]), size]
+    cores = [slice(max(a, part.start), min(b, part.stop)) for a, b in pairwise(edges)]
+    return [
+        (core, slice(start, start + tile))
+        for core, start in zip(cores, starts, strict=True)
+        if core.start < core.stop
+    ]
+
+
+def hull(tiles: list[Tile]) -> Box:
+    """The smallest box that holds the boxes of all tiles."""
+    axes = zip(*(tile.box for tile in tiles), strict=True)
+    return tuple(slice(min(s.start for s in a), max(s.stop for s in a)) for a in map(tuple, axes))
 
 
 def first_batch(tiles: list[Tile], most: int) -> list[Tile]:

@@ -112,19 +112,25 @@ class SegmentForm:
 
     def _step_choices(self, _: object = None) -> list[tuple[str, int]]:
         trained = self.config.diffusion.steps if self.config else 0
-        return [("0 (preview)", 0), (str(trained), trained)]
+        preview = (
+            [("0 (preview)", 0)] if self.config is None or self.config.network.has_head else []
+        )
+        return [*preview, (str(trained), trained)]
 
     def _on_model(self, *_: object) -> None:
         if self.config is not None:
             self.steps.reset_choices()
             self.steps.value = self.config.diffusion.steps
             self.model.tooltip = describe(self.config)
+            self._on_steps()  # the same steps of another model
 
     def _on_steps(self, *_: object) -> None:
         """One deterministic pass has no samples, and no discriminator looks at it."""
         sampled = self.steps.value != 0
-        for field in (self.samples, self.seed, self.wanted["attention"], self.wanted["samples"]):
+        looked_at = self.config is None or self.config.network.has_discriminator
+        for field in (self.samples, self.seed, self.wanted["samples"]):
             field.enabled = sampled
+        self.wanted["attention"].enabled = sampled and looked_at
 
 
 class _Scrolled(QScrollArea):
@@ -162,7 +168,9 @@ def describe(config: ModelConfig) -> str:
     }[config.target]
     kind = {1: "grayscale", 3: "RGB"}[config.image.channels]
     at = f" at {config.image.mpp:g} µm per pixel" if config.image.mpp else ""
-    return f"Finds {what} in {kind} images{at}; {config.diffusion.steps} steps."
+    tile = config.network.fixed_tile
+    depends = f" Its answer depends on its tiles of {tile} x {tile} pixels." if tile else ""
+    return f"Finds {what} in {kind} images{at}; {config.diffusion.steps} steps.{depends}"
 
 
 def devices() -> list[str]:

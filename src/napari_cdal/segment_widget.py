@@ -38,7 +38,7 @@ class SegmentWidget(Container[Widget]):
     ----------
     napari_viewer : napari.viewer.Viewer
     models : mapping of str to Path, optional
-        Model folders by name; the shipped ones by default.
+        Model folders by name; by default the shipped ones and the user's own.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SegmentWidget(Container[Widget]):
         super().__init__(labels=False)
         self._viewer = napari_viewer
         self._folders = dict(weights.available() if models is None else models)
-        configs = {name: read_model_config(p / "config.json") for name, p in self._folders.items()}
+        configs = _readable(self._folders)
         self._watched: Any = None  # the layer whose resolution the form follows
         self._run: Run | None = None
         self._worker: Any = None
@@ -291,3 +291,12 @@ class SegmentWidget(Container[Widget]):
                 worker.returned.disconnect(self._on_returned)
                 worker.errored.disconnect(self._on_errored)
                 worker.finished.disconnect(self._on_finished)
+
+
+def _readable(folders: Mapping[str, Path]) -> dict[str, ModelConfig]:
+    """Configs by name; a broken model of the user's must not keep the others from being shown."""
+    configs = {}
+    for name, folder in folders.items():
+        with suppress(CdalError):  # `cdal models list` says what is wrong with it
+            configs[name] = read_model_config(folder / "config.json")
+    return configs

@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from cdal_engine.errors import CdalError
 from cdal_engine.inference import AtOnce, Inference
 from cdal_engine.memory import activation_bytes, fitting
 from cdal_engine.model import Model, Networks
+from cdal_engine.published import model_config, network_config
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.tiling import Tile
+
+from .test_published_networks import COMMON, PUBLISHED
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)
 
@@ -95,6 +99,25 @@ def test_memory_is_what_it_is_said_to_be(name: str) -> None:
     assert encoding == pytest.approx(peaks[0], rel=0.25)
     assert sample == pytest.approx((peaks[2] - peaks[1]) / 4, rel=0.25)
     assert 0.9 * peaks[2] < encoding + 8 * sample < 1.35 * peaks[2]
+
+
+@pytest.mark.parametrize("size", [None, "large", "small"])
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_memory_of_imported_models_is_what_it_is_said_to_be(name: str, size: str | None) -> None:
+    parameters = {**COMMON, **PUBLISHED[name][0], "discriminator": size}
+    config = model_config(network_config(parameters))
+    edge = 64  # of a tile that is smaller than theirs: what is taken goes with its pixels
+    tile = Tile((slice(0, edge),) * 2, (slice(0, edge),) * 2)
+    schedule = NoiseSchedule.variance_preserving(config.diffusion)
+    peaks = []
+    for samples in (1, 3):
+        runner = replace(inference(config, samples, schedule), attention=size is not None)
+        with torch.inference_mode(), LiveBytes() as live:
+            runner.answer(torch.zeros(1, config.image.channels, edge, edge), [tile], samples)
+        peaks.append(live.peak / edge**2)
+    encoding, sample = activation_bytes(config, torch.float32)
+    assert sample == pytest.approx((peaks[1] - peaks[0]) / 2, rel=0.25)
+    assert 0.9 * peaks[1] < encoding + 3 * sample < 1.35 * peaks[1]
 
 
 @pytest.mark.parametrize("samples", [1, 5, 64])

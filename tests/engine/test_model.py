@@ -9,7 +9,7 @@ import torch
 from cdal_engine.config import ModelConfig, TrainConfig, read_model_config
 from cdal_engine.errors import CdalError
 from cdal_engine.model import Model, Networks
-from cdal_engine.weights import available, find
+from cdal_engine.weights import available, find, shipped
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_unknown_name_lists_what_there_is() -> None:
 
 
 def test_shipped_models_load_and_carry_a_card_with_licence() -> None:
-    assert "nuclei-he" in available()
-    for name, folder in available().items():
+    assert "nuclei-he" in shipped()
+    for name, folder in shipped().items():
         model = Model.load(name)
         parameters = sum(p.numel() for p in model.networks.parameters())
         assert parameters <= 7_500_000

@@ -9,14 +9,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cdal_engine.diffusion import NoiseSchedule, q_posterior, q_sample
+from cdal_engine.ncsnpp_config import DiscriminatorSize, NcsnppConfig
 from cdal_engine.networks.ncsnpp import NcsnppGenerator
-from cdal_engine.networks.ncsnpp_config import NcsnppConfig
-from cdal_engine.networks.published_discriminators import DiscriminatorSize, PublishedDiscriminator
+from cdal_engine.networks.published_discriminators import PublishedDiscriminator
 from cdal_engine.networks.published_names import (
     discriminator_names,
     generator_names,
     load_published,
 )
+from cdal_engine.published import model_config, read_parameters
 from cdal_engine.sampler import sample
 
 SIZES: dict[str, DiscriminatorSize] = {
@@ -38,7 +39,7 @@ class Parity(NamedTuple):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        return NoiseSchedule.variance_preserving(self.config.diffusion)
+        return NoiseSchedule.variance_preserving(model_config(self.config).diffusion)
 
     @property
     def level(self) -> Tensor:
@@ -63,7 +64,7 @@ class Parity(NamedTuple):
 @pytest.fixture(scope="module", params=list(SIZES))
 def parity(request: pytest.FixtureRequest, parity_data: Path) -> Parity:
     name = request.param
-    config = NcsnppConfig.from_file(parity_data / f"{name}_parameters.json")
+    config = read_parameters(parity_data / f"{name}_parameters.json")
     return Parity(parity_data, name, config, load_file(parity_data / f"{name}_io.safetensors"))
 
 
@@ -119,7 +120,7 @@ def test_sampling_runs_the_published_course(parity: Parity) -> None:
     def noise(step: int) -> Tensor:
         return io["sample_x_T"] if step == steps else io[f"sample_noise_{step}"]
 
-    scale = parity.config.diffusion.label_scale
+    scale = model_config(parity.config).diffusion.label_scale
     last = sample(
         denoise,
         lambda x_0: x_0 * scale,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from cdal_engine.diffusion import NoiseSchedule
 from cdal_engine.errors import CdalError
+from cdal_engine.ncsnpp_config import NcsnppConfig
 from cdal_engine.networks.ncsnpp import NcsnppGenerator
 from cdal_engine.networks.ncsnpp_blocks import FirFilter, timestep_embedding
-from cdal_engine.networks.ncsnpp_config import NcsnppConfig
 from cdal_engine.networks.published_discriminators import PublishedDiscriminator
 from cdal_engine.networks.published_names import (
     discriminator_names,
@@ -22,6 +22,7 @@ from cdal_engine.networks.published_names import (
     read_published,
     translated,
 )
+from cdal_engine.published import model_config, network_config, read_parameters
 from cdal_engine.sampler import sample
 
 COMMON: dict[str, Any] = {
@@ -87,7 +88,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 def published(name: str, **changes: Any) -> NcsnppConfig:
-    return NcsnppConfig.from_parameters({**COMMON, **PUBLISHED[name][0], **changes})
+    return network_config({**COMMON, **PUBLISHED[name][0], **changes})
 
 
 def tiny(**changes: Any) -> NcsnppConfig:
@@ -109,7 +110,7 @@ def error_of(action: Callable[[], object]) -> str:
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_names_are_those_of_the_published_weights(name: str, parity_data: Path) -> None:
     facts = json.loads((parity_data / "published_configs.json").read_text("utf-8"))[name]
-    config = NcsnppConfig.from_parameters(facts["parameters"])
+    config = network_config(facts["parameters"])
     with torch.device("meta"):
         shapes = {k: list(v.shape) for k, v in NcsnppGenerator(config).state_dict().items()}
     names = generator_names(config)
@@ -229,7 +230,7 @@ def test_the_image_is_encoded_once_for_all_steps_and_samples() -> None:
     generator = NcsnppGenerator(config).eval().requires_grad_(False)
     runs = []
     generator.encoder.register_forward_hook(lambda *_: runs.append(1))
-    schedule = NoiseSchedule.variance_preserving(config.diffusion)
+    schedule = NoiseSchedule.variance_preserving(model_config(config).diffusion)
     image, samples = torch.randn(1, 1, 32, 32), 3
     drawn = [torch.randn(samples, 3, 32, 32) for _ in range(schedule.steps + 1)]
     z = torch.randn(samples, config.nz)
@@ -339,12 +340,12 @@ def test_a_missing_option_is_named_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "parameters.json"
     parameters = {**COMMON, **PUBLISHED["lung"][0], "seed": 1, "lr_d": 1e-05}
     path.write_text(json.dumps(parameters))
-    assert NcsnppConfig.from_file(path) == published("lung")
+    assert read_parameters(path) == published("lung")
     del parameters["nz"]
     path.write_text(json.dumps(parameters))
-    message = error_of(lambda: NcsnppConfig.from_file(path))
+    message = error_of(lambda: read_parameters(path))
     assert message.startswith(f"{path}: ")
     assert "nz: " in message
     path.write_text("{")
-    assert "not JSON" in error_of(lambda: NcsnppConfig.from_file(path))
-    assert "cannot be read" in error_of(lambda: NcsnppConfig.from_file(tmp_path))
+    assert "not JSON" in error_of(lambda: read_parameters(path))
+    assert "cannot be read" in error_of(lambda: read_parameters(tmp_path))

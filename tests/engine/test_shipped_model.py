@@ -9,9 +9,9 @@ from cdal_engine.config import TrainConfig
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.dataset import find_pairs, split
 from cdal_engine.training.validation import evaluate
-from cdal_engine.weights import available
+from cdal_engine.weights import shipped
 
-NUCLEI = available()["nuclei-he"]
+NUCLEI = shipped()["nuclei-he"]
 
 
 def test_the_card_names_licence_data_and_split() -> None:

@@ -41,6 +41,7 @@ class Parameters:
     steps: int | None = None  # None: what the model was trained with
     seed: int = 0
     mpp: float | None = None  # overrides what the input says
+    tile_mode: str = "overlap"
     save: tuple[str, ...] = ("labels", "table", "geojson", "overview")
 
 
@@ -91,7 +92,9 @@ def same(item: Input, segmenter: Segmenter, parameters: Parameters) -> Record | 
         if (
             record is not None
             and record["model"]["digest"] == segmenter.model.digest
-            and {k: v for k, v in record["parameters"].items() if k != "save"}
+            # an option that an earlier version did not have was at its default
+            and _answer(Parameters())
+            | {k: v for k, v in record["parameters"].items() if k != "save"}
             == _answer(parameters)
             and all(record["input"][key] == identity[key] for key in ("bytes", "modified_ns"))
         ):

@@ -64,7 +64,12 @@ def check_options(segmenter: Segmenter, parameters: Parameters) -> None:
     CdalError
         If the model cannot run with these parameters.
     """
-    schedule = segmenter.check_options(parameters.samples, parameters.steps)
+    schedule = segmenter.check_options(parameters.samples, parameters.steps, parameters.tile_mode)
+    if "attention" in parameters.save and not segmenter.model.config.network.has_discriminator:
+        raise CdalError(
+            "this model was imported without a discriminator and has no attention map",
+            "leave attention out of --save, or import it anew with --discriminator",
+        )
     if schedule is None and "attention" in parameters.save:
         raise CdalError(
             "the deterministic answer (--steps 0) has no attention map",
@@ -182,7 +187,15 @@ def check_source(
             "choose a model for this kind of image, see `cdal models list`",
             path,
         )
-    return source, _resolution(source, parameters.mpp, segmenter)
+    resized = segmenter.resized(parameters.tile_mode)
+    if resized is not None and source.kind == "slide":
+        raise CdalError(
+            f"a slide would be brought to {resized[0]} x {resized[1]} pixels as a whole",
+            "use --tile-mode overlap",
+            path,
+        )
+    own = None if resized else segmenter.model.config.image.mpp
+    return source, _resolution(source, parameters.mpp, own)
 
 
 def _segment(
@@ -199,6 +212,7 @@ def _segment(
             samples=parameters.samples,
             steps=parameters.steps,
             seed=parameters.seed,
+            tile_mode=parameters.tile_mode,
             keep_samples="samples" in parameters.save,
             attention="attention" in parameters.save,
             on_model_grid=source.kind == "slide",
@@ -216,9 +230,8 @@ def _segment(
         return result, folder.publish(record, keep=before is not None)
 
 
-def _resolution(source: Source, override: float | None, segmenter: Segmenter) -> Resolution:
-    """Micrometres per pixel: from the option, the file, or the model."""
-    own = segmenter.model.config.image.mpp
+def _resolution(source: Source, override: float | None, own: float | None) -> Resolution:
+    """Micrometres per pixel: from the option, the file, or the model's own."""
     if override is not None:
         return Resolution(override, "--mpp")
     if source.mpp is not None or own is None:

@@ -23,6 +23,7 @@ def batch(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     tile: options.Tile = None,
+    tile_mode: options.TileMode = "overlap",
     mpp: options.Mpp = None,
     save: options.Save = options.DEFAULT_SAVE,
     include: Annotated[
@@ -40,7 +41,7 @@ def batch(
     from ..batch.run import Parameters, input_folders
     from ..io.discovery import find_sources
 
-    parameters = Parameters(samples, steps, seed, mpp, options.parse_save(save))
+    parameters = Parameters(samples, steps, seed, mpp, tile_mode, options.parse_save(save))
     skipped: list[CdalError] = []
     paths = find_sources(folder, include or (), exclude or (), skipped.append)
     for error in skipped:

@@ -26,9 +26,10 @@ def evaluate(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     tile: options.Tile = None,
+    tile_mode: options.TileMode = "overlap",
     mpp: options.Mpp = None,
 ) -> None:
-    """Score a model on labelled images, beside its own deterministic answer (--steps 0)."""
+    """Score a model on labelled images, beside its own deterministic answer if it has one."""
     from ..config import TrainConfig
     from ..io.records import write_aside
     from ..model import Model
@@ -42,12 +43,13 @@ def evaluate(
     if config is not None:
         pairs = split(pairs, TrainConfig.from_file(config))[1]
     segmenter = Segmenter(Model.load(model), device, tile)
-    segmenter.check_options(samples, steps)
+    segmenter.check_options(samples, steps, tile_mode)
     report: dict[str, object] = {
         "model": {"name": segmenter.model.name, "digest": segmenter.model.digest},
         "samples": samples,
         "steps": steps,
         "seed": seed,
+        "tile_mode": tile_mode,
     }
     means = {}
 
@@ -55,8 +57,11 @@ def evaluate(
         shown.start(stem)
         shown.finish()
 
-    with bars(2 * len(pairs)) as shown:
-        for answer, n in (("sampled", steps), ("supervised", 0)):
+    answers = {"sampled": steps}
+    if segmenter.model.config.network.has_head:
+        answers["supervised"] = 0
+    with bars(len(answers) * len(pairs)) as shown:
+        for answer, n in answers.items():
             scores = validation.evaluate(
                 segmenter,
                 pairs,
@@ -64,6 +69,7 @@ def evaluate(
                 samples=samples,
                 steps=n,
                 seed=seed,
+                tile_mode=tile_mode,
                 on_image=on_image,
             )
             means[answer] = scores.mean
@@ -76,7 +82,7 @@ def evaluate(
 def _show(means: dict[str, dict[str, float]]) -> None:
     """Print each mean of the sampled answer, and beside it the supervised head's."""
     for name, value in means["sampled"].items():
-        beside = means["supervised"].get(name)
+        beside = means.get("supervised", {}).get(name)
         typer.echo(
             f"{name:<18} {value:8.4f}   " + ("" if beside is None else f"supervised {beside:.4f}")
         )

@@ -18,9 +18,7 @@ SAVE_CHOICES = (
     "overview",
 )
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="A shipped model's name, or a model folder.")
-]
+Model = Annotated[str, typer.Option("--model", "-m", help="A model's name, or a model folder.")]
 Samples = Annotated[
     int, typer.Option(min=1, max=64, help="Answers drawn and averaged; they show the uncertainty.")
 ]
@@ -36,6 +34,13 @@ Seed = Annotated[int, typer.Option(min=0, max=2**62 - 1, help="Same seed, same r
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Tile = Annotated[
     int | None, typer.Option(min=16, help="Edge of the tiles, in pixels at the model's resolution.")
+]
+TileMode = Annotated[
+    str,
+    typer.Option(
+        help="Of imported models: overlap, or published (every image brought to one size, tiles "
+        "side by side)."
+    ),
 ]
 Mpp = Annotated[
     float | None,

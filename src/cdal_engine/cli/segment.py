@@ -18,6 +18,7 @@ def segment(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     tile: options.Tile = None,
+    tile_mode: options.TileMode = "overlap",
     mpp: options.Mpp = None,
     save: options.Save = options.DEFAULT_SAVE,
     restart: options.Restart = False,
@@ -25,6 +26,6 @@ def segment(
     """Segment images and slides given by name."""
     from ..batch.run import Parameters, input_folders
 
-    parameters = Parameters(samples, steps, seed, mpp, options.parse_save(save))
+    parameters = Parameters(samples, steps, seed, mpp, tile_mode, options.parse_save(save))
     work = Work(input_folders(images, output), output, model, device, tile, parameters, restart)
     raise typer.Exit(carry_out(work))

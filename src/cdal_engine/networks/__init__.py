@@ -1,15 +1,20 @@
-"""Networks: the `amortized` generator (encoder and denoiser) and the discriminator."""
+"""Networks: both architectures, each a generator (encoder and denoiser) and a discriminator."""
 
 from .blocks import ResidualBlock
 from .condition_encoder import Features
 from .discriminator import Discriminator
-from .generator import LABEL_STRIDE, Generator, receptive_halo, to_label_grid
+from .generator import Generator, receptive_halo, to_label_grid
+from .ncsnpp import NcsnppGenerator
+from .protocol import LabelGenerator
+from .published_discriminators import PublishedDiscriminator
 
 __all__ = [
-    "LABEL_STRIDE",
     "Discriminator",
     "Features",
     "Generator",
+    "LabelGenerator",
+    "NcsnppGenerator",
+    "PublishedDiscriminator",
     "ResidualBlock",
     "receptive_halo",
     "to_label_grid",

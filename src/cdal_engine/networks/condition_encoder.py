@@ -37,7 +37,7 @@ class ConditionEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        net = config.network
+        net = config.amortized
         dims, widths = net.spatial_dims, net.widths
         pairs = list(pairwise(widths))
         self.stem = conv(dims, config.image.channels * 2**dims, widths[0])

@@ -43,7 +43,7 @@ class LabelDenoiser(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        net = config.network
+        net = config.amortized
         dims, width, labels = net.spatial_dims, net.denoiser_width, config.label_channels
         self.level = LevelEmbedding(width)
         self.latent = nn.Sequential()

@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        net = config.network
+        net = config.amortized
         dims, widths = net.spatial_dims, net.discriminator_widths
         c_in = 2 * config.label_channels + config.image.channels * 2**dims
         self.level = LevelEmbedding(widths[0])
@@ -67,6 +67,12 @@ class Discriminator(nn.Module):
             h = stage(h, embedding)
             maps.append(h)
         return maps
+
+    def feature(
+        self, x_prev: Tensor, x_t: Tensor, image: Tensor, level: Tensor, index: int
+    ) -> Tensor:
+        """One of the `features`."""
+        return self.features(x_prev, x_t, image, level)[index]
 
     def forward(self, x_prev: Tensor, x_t: Tensor, image: Tensor, level: Tensor) -> Tensor:
         """Patch logits (B, 1, h, w), positive for real; parameters as `features`."""

@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import ModelConfig
 from .condition_encoder import ConditionEncoder, Features, supervised_answer
 from .denoiser import LabelDenoiser
+from .protocol import LabelGenerator
 
-__all__ = ["Generator", "to_label_grid"]
+__all__ = ["LABEL_STRIDE", "Generator", "receptive_halo", "to_label_grid"]
 
 LABEL_STRIDE = 2  # image pixels per pixel of the label grid, where x_t and noise live
 
 
-def to_label_grid(x_0: Tensor, scale: float) -> Tensor:
+def to_label_grid(x_0: Tensor, scale: float, stride: int = LABEL_STRIDE) -> Tensor:
     """Average (B, K, H, W) label maps to the label grid, (B, K, H/2, W/2), and scale them.
 
-    `scale` is the config's `diffusion.label_scale`.
+    `scale` is the config's `diffusion.label_scale`, `stride` the generator's `label_stride`.
     """
     pool = F.avg_pool2d if x_0.ndim == 4 else F.avg_pool3d
-    return pool(x_0, LABEL_STRIDE) * scale
+    return pool(x_0, stride) * scale
 
 
-class Generator(nn.Module):
-    """x̂_0 = G(x_t, t, z, I) = denoise(x_t, t, z, encode(I)), paper eq. 3."""
+class Generator(LabelGenerator[Features]):
+    """A `LabelGenerator` with a supervised head and x_t at half the image's resolution."""
+
+    label_stride = LABEL_STRIDE
+    reduced_precision = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = ConditionEncoder(config)
         self.denoiser = LabelDenoiser(config)
-
-    def encode(self, image: Tensor) -> Features:
-        """Encode (B, C, H, W) normalised intensities, once per tile."""
-        features: Features = self.encoder(image)
-        return features
-
-    def denoise(self, x_t: Tensor, level: Tensor, z: Tensor, features: Features) -> Tensor:
-        """Predict x̂_0 (B, K, H, W) in [-1, 1]; parameters as `LabelDenoiser.forward`."""
-        x_0: Tensor = self.denoiser(x_t, level, z, features)
-        return x_0
-
-    def forward(self, x_t: Tensor, level: Tensor, z: Tensor, image: Tensor) -> Tensor:
-        """Encode and denoise in one call."""
-        return self.denoise(x_t, level, z, self.encode(image))
 
     @staticmethod
     def preview(features: Features) -> Tensor:
@@ -58,10 +48,11 @@ def receptive_halo(config: ModelConfig, steps: int) -> int:
     counted from the architecture: a 3-wide convolution at stride s reaches s further, halving and
     doubling one pixel of the coarser grid.
     """
-    strides = [1 << (i + 1) for i in range(len(config.network.widths))]
-    looking = sum(2 << (i + 1) for i in range(len(config.network.discriminator_widths)))
+    net = config.amortized
+    strides = [1 << (i + 1) for i in range(len(net.widths))]
+    looking = sum(2 << (i + 1) for i in range(len(net.discriminator_widths)))
     down = sum(2 * s for s in strides) + strides[0]  # stem
     up = sum(2 * s for s in strides[:-1]) + sum(strides[1:]) + strides[0]  # and the heads
-    denoiser = 4 * (1 + 2 * config.network.denoiser_blocks) + 4 + 2
+    denoiser = 4 * (1 + 2 * net.denoiser_blocks) + 4 + 2
     reach = down + up + (steps * denoiser + looking if steps else 0)
-    return -(-reach // config.network.stride) * config.network.stride
+    return -(-reach // net.stride) * net.stride

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ncsnpp_config import NcsnppConfig
 from .ncsnpp_blocks import (
     PyramidConv,
     Resample,
@@ -23,7 +24,7 @@ from .ncsnpp_blocks import (
     published_t,
     timestep_embedding,
 )
-from .ncsnpp_config import NcsnppConfig
+from .protocol import LabelGenerator
 
 __all__ = ["NcsnppFeatures", "NcsnppGenerator"]
 
@@ -243,24 +244,13 @@ class NcsnppDenoiser(nn.Module):
         return torch.tanh(x_0) if self.bounded else x_0
 
 
-class NcsnppGenerator(nn.Module):
-    """x̂_0 = G(x_t, t, z, I) = denoise(x_t, t, z, encode(I)), paper eq. 3."""
+class NcsnppGenerator(LabelGenerator[NcsnppFeatures]):
+    """The published `LabelGenerator`; weights are kept as published, in float32."""
+
+    label_stride = 1
+    reduced_precision = False
 
     def __init__(self, config: NcsnppConfig) -> None:
         super().__init__()
         self.encoder = NcsnppConditionEncoder(config)
         self.denoiser = NcsnppDenoiser(config)
-
-    def encode(self, image: Tensor) -> NcsnppFeatures:
-        """Encode (B, C, H, W) normalised intensities, once per image."""
-        features: NcsnppFeatures = self.encoder(image)
-        return features
-
-    def denoise(self, x_t: Tensor, level: Tensor, z: Tensor, features: NcsnppFeatures) -> Tensor:
-        """Predict x̂_0 (B, K, H, W); parameters as `NcsnppDenoiser.forward`."""
-        x_0: Tensor = self.denoiser(x_t, level, z, features)
-        return x_0
-
-    def forward(self, x_t: Tensor, level: Tensor, z: Tensor, image: Tensor) -> Tensor:
-        """Encode and denoise in one call."""
-        return self.denoise(x_t, level, z, self.encode(image))

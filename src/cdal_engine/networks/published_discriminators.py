@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import CdalError
+from ..ncsnpp_config import DISCRIMINATOR_BLOCKS, DiscriminatorSize, NcsnppConfig
 from .ncsnpp_blocks import FirFilter, per_pixel, published_t, timestep_embedding
-from .ncsnpp_config import NcsnppConfig
 
-__all__ = ["DISCRIMINATOR_BLOCKS", "DiscriminatorSize", "PublishedDiscriminator"]
+__all__ = ["PublishedDiscriminator"]
 
-DiscriminatorSize = Literal["large", "small"]
-# Of every block: its channels in multiples of `ngf`, and whether it halves the size.
-DISCRIMINATOR_BLOCKS: dict[DiscriminatorSize, tuple[tuple[int, bool], ...]] = {
-    "large": ((4, True), (8, True), (8, True), (8, True), (8, True), (8, True)),
-    "small": ((2, False), (4, True), (8, True), (8, True)),
-}
 _START = 2  # channels before the first block, in multiples of `ngf`
 _GROUP = 4  # rows of a batch whose deviation is taken together
 
@@ -105,7 +98,9 @@ class PublishedDiscriminator(nn.Module):
         self.final = nn.Conv2d(channels + 1, channels, 3, padding=1)
         self.to_logit = nn.Linear(channels, 1)
 
-    def features(self, x_prev: Tensor, x_t: Tensor, level: Tensor) -> list[Tensor]:
+    def features(
+        self, x_prev: Tensor, x_t: Tensor, level: Tensor, last: int | None = None
+    ) -> list[Tensor]:
         """Feature maps: of the first convolution, then of every block, not activated.
 
         Parameters
@@ -115,12 +110,20 @@ class PublishedDiscriminator(nn.Module):
             large one and of 8 for the small one.
         level : Tensor
             (B,) noise level t / T of `x_t`, t in 1 … T.
+        last : int, optional
+            Map to end with: smaller inputs do not reach the last one.
         """
         temb = self.time(published_t(level, self.steps))
         maps = [self.stem(torch.cat([x_prev, x_t], dim=1))]
-        for block in self.blocks:
+        for block in self.blocks[:last]:
             maps.append(block(maps[-1], temb))
         return maps
+
+    def feature(
+        self, x_prev: Tensor, x_t: Tensor, image: Tensor, level: Tensor, index: int
+    ) -> Tensor:
+        """One of the `features`; it does not look at the image."""
+        return self.features(x_prev, x_t, level, last=index)[index]
 
     def logits(self, last: Tensor) -> Tensor:
         """(B,) logits, positive for real, of the last of the `features`.

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CdalError
-from .ncsnpp_config import NcsnppConfig
-from .published_discriminators import DISCRIMINATOR_BLOCKS, DiscriminatorSize
+from ..ncsnpp_config import DISCRIMINATOR_BLOCKS, DiscriminatorSize, NcsnppConfig
 
 __all__ = [
     "discriminator_names",

@@ -73,7 +73,9 @@ class Trainer:
     ) -> None:
         self.config, self.run_folder, self.validation_pairs = config, run, pairs[1]
         self.device = select_device(device)
-        if config.model.network.spatial_dims != 2:
+        if config.model.network.architecture != "amortized":
+            raise CdalError("an imported model cannot be trained", "start from one of our own")
+        if config.model.amortized.spatial_dims != 2:
             raise CdalError("spatial_dims 3: training is 2-D so far", "use spatial_dims: 2")
         self._open_folder(resume)
         # All pairs are checked before the first step; validation reads its own as it goes.

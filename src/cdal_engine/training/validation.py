@@ -123,6 +123,7 @@ def evaluate(
     samples: int = 5,
     steps: int | None = None,
     seed: int = 0,
+    tile_mode: str = "overlap",
     on_image: Callable[[str, Scores], None] | None = None,
 ) -> Evaluation:
     """Segment and score every pair; options as `Segmenter.segment`."""
@@ -139,6 +140,7 @@ def evaluate(
                 samples=samples,
                 steps=steps,
                 seed=seed,
+                tile_mode=tile_mode,
                 keep_samples=True,
                 attention=False,
             )

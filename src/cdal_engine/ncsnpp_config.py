@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..config import MAX_STEPS, DiffusionConfig, validated
-from ..errors import CdalError
+__all__ = ["DISCRIMINATOR_BLOCKS", "DiscriminatorSize", "NcsnppConfig"]
 
-__all__ = ["NcsnppConfig"]
+DiscriminatorSize = Literal["large", "small"]
+# Of every block: its channels in multiples of `ngf`, and whether it halves the size.
+DISCRIMINATOR_BLOCKS: dict[DiscriminatorSize, tuple[tuple[int, bool], ...]] = {
+    "large": ((4, True), (8, True), (8, True), (8, True), (8, True), (8, True)),
+    "small": ((2, False), (4, True), (8, True), (8, True)),
+}
 
 Positive = Annotated[int, Field(ge=1)]
 _CONDITION_GROUPS = 32  # of the condition encoder's group norms
-
-# Of the training runs; without effect on the networks. `num_channels_disc` is not always true:
-# the discriminator takes twice `num_channels`. `fourier_scale` belongs to another embedding.
-# fmt: off
-_IGNORED = frozenset((
-    "seed", "resume", "exp", "fold", "batch_size", "num_epoch", "T_max", "lr_g", "lr_d", "beta1",
-    "beta2", "no_lr_decay", "use_ema", "ema_decay", "r1_gamma", "lazy_reg", "save_content",
-    "save_content_every", "save_ckpt_every", "log_step", "num_channels_disc", "fourier_scale",
-))
-# fmt: on
 
 
 class NcsnppConfig(BaseModel):
@@ -36,6 +27,10 @@ class NcsnppConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    has_head: ClassVar[bool] = False  # see `NetworkConfig`, which says the same of `amortized`
+
+    architecture: Literal["ncsnpp"] = "ncsnpp"
+    discriminator: DiscriminatorSize | None = None  # which one came with the generator, if any
 
     dataset: str  # "monu": images of 3 channels, any other: of 1
     image_size: Positive  # pixels, before any halving
@@ -54,7 +49,7 @@ class NcsnppConfig(BaseModel):
     z_emb_dim: Positive
     n_mlp: Annotated[int, Field(ge=0)]
 
-    num_timesteps: Annotated[int, Field(ge=1, le=MAX_STEPS)]  # T
+    num_timesteps: Annotated[int, Field(ge=1, le=16)]  # T, as `DiffusionConfig.steps`
     beta_min: Annotated[float, Field(gt=0)]
     beta_max: Annotated[float, Field(gt=0)]
 
@@ -75,42 +70,18 @@ class NcsnppConfig(BaseModel):
     centered: Literal[True] = True
     use_geometric: Literal[False] = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_training(cls, values: object) -> object:
-        if isinstance(values, Mapping):
-            return {key: value for key, value in values.items() if key not in _IGNORED}
-        return values
-
     @model_validator(mode="after")
-    def _halves_evenly(self) -> Self:
+    def _buildable(self) -> Self:
         if self.image_size % self.stride:
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of the total stride {self.stride}"
             )
+        if self.discriminator and self.attn_scale > len(DISCRIMINATOR_BLOCKS[self.discriminator]):
+            raise ValueError(
+                f"attn_scale {self.attn_scale} is beyond the features of the "
+                f"{self.discriminator} discriminator"
+            )
         return self
-
-    @classmethod
-    def from_parameters(cls, values: object, path: Path | None = None) -> Self:
-        """Read what a published parameters file holds.
-
-        Raises
-        ------
-        CdalError
-            Naming every key that is missing, unknown, or set to what is not built here.
-        """
-        return validated(cls, values, path)
-
-    @classmethod
-    def from_file(cls, path: Path) -> Self:
-        """Read a published parameters file (JSON); raises `CdalError` as `from_parameters`."""
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
-        except ValueError as error:  # of its encoding or its syntax
-            raise CdalError(f"not JSON: {error}", "check its syntax", path) from None
-        return cls.from_parameters(values, path)
 
     @property
     def image_channels(self) -> int:
@@ -128,19 +99,24 @@ class NcsnppConfig(BaseModel):
         return int(2 ** (self.levels - 1))
 
     @property
+    def fixed_tile(self) -> int:
+        """Edge of its tiles, in pixels: norms and attention look at all of a tile at once."""
+        return self.image_size
+
+    @property
+    def has_discriminator(self) -> bool:
+        """Whether a discriminator came with the generator, to show where it looks."""
+        return self.discriminator is not None
+
+    @property
+    def latent_dim(self) -> int:
+        """Values of the latent z."""
+        return self.nz
+
+    @property
     def condition_blocks(self) -> int:
         """Number of residual blocks E of the condition encoder."""
         return self.cond_enc_layers * self.cond_enc_num_res_blocks
-
-    @property
-    def diffusion(self) -> DiffusionConfig:
-        """The schedule; label maps enter x_t with their full amplitude."""
-        return DiffusionConfig(
-            steps=self.num_timesteps,
-            beta_min=self.beta_min,
-            beta_max=self.beta_max,
-            label_scale=1.0,
-        )
 
     def channels(self, level: int) -> int:
         """Channels c_i of a level in 0 … L - 1; -1 is the stem."""
