@@ -34,8 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdal_engine import segmenter as segmenter_module
 from cdal_engine.device import select_device
+from cdal_engine.ncsnpp_config import NcsnppConfig
 from cdal_engine.networks.ncsnpp import NcsnppGenerator
-from cdal_engine.networks.ncsnpp_config import NcsnppConfig
 from cdal_engine.samples import he_path
 from cdal_engine.segmenter import Segmenter
 
