@@ -61,7 +61,7 @@ class Resolution:
 
 
 def identity_of(path: Path) -> Record:
-    """Path, size and time of change of an input.
+    """Path, size and time of change of an input; of a folder, all files in it together.
 
     Raises
     ------
@@ -70,9 +70,16 @@ def identity_of(path: Path) -> Record:
     """
     try:
         status = path.stat()
+        # What a .mrxs file points to lies in a folder of its name.
+        folder = path if path.is_dir() else path.with_suffix("")
+        files = [status]
+        if path.is_dir() or (path.suffix.lower() == ".mrxs" and folder.is_dir()):
+            files += [file.stat() for file in folder.rglob("*") if file.is_file()]
     except OSError as error:
         raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
-    return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    size = sum(s.st_size for s in files) - (status.st_size if path.is_dir() else 0)
+    changed = max(s.st_mtime_ns for s in files)
+    return {"path": str(path), "bytes": size, "modified_ns": changed}
 
 
 def _answer(parameters: Parameters) -> Record:
@@ -121,7 +128,7 @@ def record_of(
     before: Record | None,
 ) -> Record:
     """What run.json says, the seconds left out; `before` is of `same`."""
-    model, (height, width) = segmenter.model, source.shape
+    model, (height, width) = segmenter.model, source.shape[:2]
     mpp = resolution.mpp
     saved = set(parameters.save) | set(before["parameters"]["save"] if before else ())
     facts = {"reader": source.reader, "kind": source.kind, "shape": [height, width]}
