@@ -202,7 +202,7 @@ def _segment(
     # Level 0 unless a coarser one shows all that the model sees; both lie on the same corner, so
     # that only the size of the result's pixels tells which was read.
     level = best_level(source.levels, resolution.mpp, segmenter.model.config.image.mpp)
-    step = source.levels[level].downsample[0]
+    step = source.levels[level].step
     with ResultsFolder(item.folder) as folder:
         image = source.read(level)
         read = time.perf_counter()

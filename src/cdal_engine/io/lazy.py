@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -29,22 +29,28 @@ class _LazyLevel:
         self._source, self._level = source, level
         self._axes = len(source.levels[level].shape)
 
-    def __getitem__(self, index: tuple[int | slice, ...]) -> NDArray[np.generic]:
+    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[np.generic]:
+        """Read the box that holds what is asked for, and cut it out of that."""
         box: list[slice] = []
-        inside: list[int | slice] = []
-        for part, n in zip(index, self.shape[: self._axes], strict=False):
-            wanted = range(n)[part]
-            if isinstance(wanted, int):
-                box.append(slice(wanted, wanted + 1))
-                inside.append(0)
-            elif wanted:
-                ends = wanted[0], wanted[-1]
-                box.append(slice(min(ends), max(ends) + 1))
-                inside.append(slice(None, None, wanted.step))
-            else:  # one pixel, of which nothing is kept
-                box.append(slice(0, 1))
-                inside.append(slice(0, 0))
-        return self._source.read(self._level, tuple(box))[(*inside, *index[self._axes :])]
+        inside: list[Any] = []
+        sizes = iter(self.shape)
+        for part in index:
+            if part is None:  # dask merges later indexing, new axes and all, into this
+                inside.append(None)
+                continue
+            n = next(sizes)
+            if len(box) == self._axes:  # of colours
+                inside.append(part)
+                continue
+            wanted = np.arange(n)[part]
+            start, stop = (int(wanted.min()), int(wanted.max()) + 1) if wanted.size else (0, 1)
+            box.append(slice(start, stop))
+            # Slices stay slices: with two arrays numpy would pick points.
+            relative = slice(None, None, part.step) if isinstance(part, slice) else wanted - start
+            inside.append(relative if wanted.size else slice(0, 0))
+        box += [slice(0, n) for n in self.shape[len(box) : self._axes]]
+        pixels: NDArray[np.generic] = self._source.read(self._level, tuple(box))
+        return np.asarray(pixels[tuple(inside)])
 
 
 def level_array(source: Source, level: int) -> da.Array:
@@ -66,7 +72,6 @@ def level_array(source: Source, level: int) -> da.Array:
         name=f"level-{_token(source, level)}",
         inline_array=True,
         asarray=False,
-        fancy=False,
         meta=np.empty((0,) * lazy.ndim, lazy.dtype),
     )
     return array

@@ -30,6 +30,11 @@ class Level:
     downsample: tuple[float, ...] = (1.0, 1.0)
     mpp: float | None = None
 
+    @property
+    def step(self) -> float:
+        """One factor for all axes."""
+        return sum(self.downsample) / len(self.downsample)
+
 
 def downsample(first: Sequence[int], shape: Sequence[int]) -> tuple[float, ...]:
     """Pixels of `first` to one of `shape`, along each axis.
@@ -49,7 +54,7 @@ def levels_of(shapes: Iterable[tuple[int, int]], mpp: float | None) -> tuple[Lev
     shapes = list(shapes)
     steps = [downsample(shapes[0], shape) for shape in shapes]
     return tuple(
-        Level(shape, step, None if mpp is None else mpp * (step[0] * step[1]) ** 0.5)
+        Level(shape, step, None if mpp is None else mpp * sum(step) / 2)
         for shape, step in zip(shapes, steps, strict=True)
     )
 

@@ -12,20 +12,21 @@ from numpy.typing import NDArray
 from ..errors import CdalError
 from .colour import over_white
 from .handles import Handle
-from .levels import Level, levels_of
+from .levels import levels_of
 from .source import Box, Source, believed, undecodable
 
-__all__ = ["is_slide", "open_slide"]
+__all__ = ["open_slide", "vendor"]
 
 _PIECE = 2048  # pixels; OpenSlide composes a region four times as large as the result
 
 
-def is_slide(path: Path) -> bool:
-    """Whether OpenSlide knows the format of this file."""
+def vendor(path: Path) -> str | None:
+    """OpenSlide's name of a file's format; None if it knows none."""
     try:
-        return openslide.OpenSlide.detect_format(path) is not None
+        name: str | None = openslide.OpenSlide.detect_format(path)
     except (openslide.OpenSlideError, OSError):
-        return False
+        return None
+    return name
 
 
 def open_slide(path: Path) -> Source:
@@ -40,6 +41,7 @@ def open_slide(path: Path) -> Source:
         with openslide.OpenSlide(path) as slide:
             properties = dict(slide.properties)
             shapes = [(height, width) for width, height in slide.level_dimensions]
+            steps = [float(step) for step in slide.level_downsamples]
     except openslide.OpenSlideUnsupportedFormatError:
         remedy = "check that the files beside it are complete, or export it as OME-TIFF"
         raise CdalError("OpenSlide does not know this format", remedy, path) from None
@@ -58,7 +60,7 @@ def open_slide(path: Path) -> Source:
         reader=f"OpenSlide, {properties.get('openslide.vendor', 'unknown vendor')}",
         levels=levels,
         channels=3,
-        pixels=_SlidePixels(path, levels, tiles),
+        pixels=_SlidePixels(path, shapes, steps, tiles),
         mpp=mpp,
         mpp_source="slide properties" if mpp else "not in the file",
         magnification=_number(properties, "openslide.objective-power"),
@@ -87,13 +89,19 @@ class _SlidePixels:
     """Reads in pieces that always start at the same places.
 
     Where a level is not smaller by a whole number, OpenSlide interpolates between pixels,
-    depending on where a region starts.
+    depending on where a region starts. `steps` are its own, which places regions by them.
     """
 
     dtype: np.dtype[np.generic] = np.dtype(np.uint8)
 
-    def __init__(self, path: Path, levels: tuple[Level, ...], tiles: list[tuple[int, ...]]) -> None:
-        self._levels, self._tiles = levels, tiles
+    def __init__(
+        self,
+        path: Path,
+        shapes: list[tuple[int, int]],
+        steps: list[float],
+        tiles: list[tuple[int, ...]],
+    ) -> None:
+        self._shapes, self._steps, self._tiles = shapes, steps, tiles
         self._slide = Handle(partial(openslide.OpenSlide, path))
 
     def tile(self, level: int) -> tuple[int, ...]:
@@ -102,11 +110,11 @@ class _SlidePixels:
         return (_PIECE, _PIECE)
 
     def _is_whole(self, level: int) -> bool:
-        return all(step.is_integer() for step in self._levels[level].downsample)
+        return self._steps[level].is_integer()
 
     def read(self, level: int, box: Box) -> NDArray[np.generic]:
         rows, columns = box
-        height, width = self._levels[level].shape
+        height, width = self._shapes[level]
         out = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
         for y in range(rows.start // _PIECE * _PIECE, rows.stop, _PIECE):
             for x in range(columns.start // _PIECE * _PIECE, columns.stop, _PIECE):
@@ -128,8 +136,8 @@ class _SlidePixels:
         return out
 
     def _region(self, level: int, rows: slice, columns: slice) -> NDArray[np.generic]:
-        step_y, step_x = self._levels[level].downsample
-        corner = (round(columns.start * step_x), round(rows.start * step_y))
+        step = self._steps[level]
+        corner = (round(columns.start * step), round(rows.start * step))
         size = (columns.stop - columns.start, rows.stop - rows.start)
         pixels = np.asarray(self._slide().read_region(corner, level, size))
         if (pixels[..., 3] == 255).all():

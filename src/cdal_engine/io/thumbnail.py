@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["thumbnail"]
 
-_AT_ONCE = 16e6  # pixels read at a time
+_AT_ONCE = 8e6  # pixels read at a time
 
 
 def thumbnail(source: Source, max_edge: int) -> NDArray[np.generic]:
@@ -34,54 +33,44 @@ def thumbnail(source: Source, max_edge: int) -> NDArray[np.generic]:
     """
     if max_edge < 1:
         raise CdalError(f"max_edge must be at least 1 pixel, got {max_edge}")
-    if source.kind == "volume":
-        middle = source.shape[2] // 2
-        rows, columns = source.shape[:2]
-        box = (slice(0, rows), slice(0, columns), slice(middle, middle + 1))
-        return _resized(source.read(0, box)[..., 0], max_edge)
-    large = [i for i, level in enumerate(source.levels) if max(level.shape) >= max_edge]
-    level = max(large, key=lambda i: source.levels[i].downsample, default=0)
-    return _resized(_shrunk(source, level, max_edge), max_edge)
+    large = [i for i, level in enumerate(source.levels) if max(level.shape[:2]) >= max_edge]
+    level = max(large, key=lambda i: source.levels[i].step, default=0)
+    height, width = source.levels[level].shape[:2]
+    zoom = min(max_edge / max(height, width), 1.0)
+    rows, columns = (max(round(n * zoom), 1) for n in (height, width))
+    down, across = np.linspace(0, height, rows + 1), np.linspace(0, width, columns + 1)
+    # In bands, so that a slide never lies in memory.
+    band = max(int(_AT_ONCE / width * rows / height), 1)
+    parts = []
+    for start in range(0, rows, band):
+        edges = down[start : start + band + 1]
+        first, last = int(edges[0]), int(np.ceil(edges[-1]))
+        pixels = _plane(source, level, slice(first, last), slice(0, width))
+        if zoom < 1:
+            pixels = _means(_means(pixels, edges - first, 0), across, 1)
+        parts.append(_as_type(pixels, source.pixels.dtype))
+    return np.concatenate(parts)
 
 
-def _shrunk(source: Source, level: int, max_edge: int) -> NDArray[np.generic]:
-    """Read a level in bands and average whole blocks, so that a slide never lies in memory."""
-    height, width = source.levels[level].shape
-    factor = max(max(height, width) // max_edge, 1)
-    rows = max(int(_AT_ONCE / width) // factor, 1) * factor
-    columns = max(int(_AT_ONCE / min(rows, height)) // factor, 1) * factor
-    bands = []
-    for y in range(0, height, rows):
-        across = range(0, width, columns)
-        boxes = [
-            (slice(y, min(y + rows, height)), slice(x, min(x + columns, width))) for x in across
-        ]
-        bands.append(np.concatenate([_averaged(source.read(level, b), factor) for b in boxes], 1))
-    return np.concatenate(bands)
+def _plane(source: Source, level: int, rows: slice, columns: slice) -> NDArray[np.generic]:
+    if source.kind != "volume":
+        return source.read(level, (rows, columns))
+    middle = source.shape[2] // 2
+    return source.read(level, (rows, columns, slice(middle, middle + 1)))[..., 0]
 
 
-def _averaged(pixels: NDArray[np.generic], factor: int) -> NDArray[np.generic]:
-    """Average blocks of factor x factor; blocks cut off by the edge are averaged as they are."""
-    if factor == 1:
-        return pixels
-    sums = pixels.astype(np.float64)
-    for axis in (0, 1):
-        starts = np.arange(0, sums.shape[axis], factor)
-        sizes = np.diff([*starts, sums.shape[axis]])
-        sums = np.add.reduceat(sums, starts, axis)
-        sums /= sizes.reshape([-1 if i == axis else 1 for i in range(sums.ndim)])
-    return _as_type(sums, pixels.dtype)
+def _means(
+    pixels: NDArray[np.generic], edges: NDArray[np.float64], axis: int
+) -> NDArray[np.float64]:
+    """Mean between each two neighbouring edges along an axis, parts of pixels counted as parts."""
+    values = np.moveaxis(pixels, axis, 0).astype(np.float64)
+    sums = np.concatenate([np.zeros_like(values[:1]), values.cumsum(0)])
+    whole = np.floor(edges).astype(np.int64)
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    rest = (edges - whole).reshape(shape) * values[np.minimum(whole, len(values) - 1)]
+    means = np.diff(sums[whole] + rest, axis=0) / np.diff(edges).reshape(shape)
+    return np.moveaxis(means, 0, axis)
 
 
-def _resized(pixels: NDArray[np.generic], max_edge: int) -> NDArray[np.generic]:
-    height, width = pixels.shape[:2]
-    zoom = max_edge / max(height, width)
-    if zoom >= 1:
-        return pixels
-    size = (max(round(width * zoom), 1), max(round(height * zoom), 1))
-    smaller = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    return _as_type(np.asarray(smaller), pixels.dtype)
-
-
-def _as_type(values: NDArray[np.floating], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+def _as_type(values: NDArray[np.generic], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
     return (np.rint(values) if dtype.kind in "bui" else values).astype(dtype)

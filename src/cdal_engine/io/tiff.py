@@ -14,7 +14,7 @@ from ..config import MAX_MEGAPIXELS
 from ..errors import CdalError
 from .levels import belongs, levels_of
 from .source import Source, decoding
-from .tiff_pixels import TiffPixels, alpha_of, plain_axes
+from .tiff_pixels import TiffPixels, alpha_of, candidates, plain_axes
 from .tiff_resolution import magnification, resolution
 
 __all__ = ["open_tiff"]
@@ -41,13 +41,20 @@ def open_tiff(path: Path) -> Source:
             source, sparse = _source(tiff, path)
         except CdalError:
             # Trestle's and other old formats are several images to tifffile.
-            with suppress(CdalError):
+            if _is_other_scanners(path):
                 return _by_openslide(path)
             raise
         if sparse:  # OpenSlide fills missing tiles; here they would be black
             with suppress(CdalError):
                 return _by_openslide(path)
         return source
+
+
+def _is_other_scanners(path: Path) -> bool:
+    """Whether OpenSlide knows a scanner's format that tifffile does not."""
+    from .slides import vendor
+
+    return vendor(path) not in (None, "aperio", "generic-tiff")
 
 
 def _by_openslide(path: Path) -> Source:
@@ -85,7 +92,7 @@ def _pyramid(tiff: tifffile.TiffFile, path: Path) -> tuple[list[Any], str]:
     """Pages of the first image's levels, checked, and its axes."""
     series = _first_series(tiff, path)
     axes = plain_axes(series)
-    pages = [level.pages[0] for level in series.levels]
+    pages = candidates(tiff)
     first = pages[0].keyframe
     alike = [
         p

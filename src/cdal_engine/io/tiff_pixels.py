@@ -18,7 +18,7 @@ from .colour import from_cmyk, from_palette, inverted, over_white
 from .handles import Handle
 from .source import Box
 
-__all__ = ["TiffPixels", "alpha_of", "plain_axes"]
+__all__ = ["TiffPixels", "alpha_of", "candidates", "plain_axes"]
 
 _JPEG = {6, 7, 33007, 34892}  # compressions whose tables may stand apart from the tiles
 _MANY = 8  # tiles; fewer are not worth threads
@@ -40,6 +40,16 @@ def alpha_of(page: Any) -> tifffile.EXTRASAMPLE | None:
     """The kind of alpha in the last channel, if it is alpha."""
     kinds = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
     return next((e for e in page.extrasamples if e in kinds), None)
+
+
+def candidates(tiff: tifffile.TiffFile) -> list[Any]:
+    """Pages that may be levels of the first image, from the finest on."""
+    pages: list[Any] = [level.pages[0] for level in tiff.series[0].levels]
+    if tiff.is_svs or tiff.is_ome:  # of these tifffile knows the pyramid for certain
+        return pages
+    others: list[Any] = [series.pages[0] for series in tiff.series[1:]]
+    # Levels that are not a power of two apart are images of their own to tifffile.
+    return pages + [p for p in others if p and p.keyframe.is_reduced and p.keyframe.is_tiled]
 
 
 class TiffPixels:
@@ -82,11 +92,8 @@ class _Opened:
     def __init__(self, path: Path, shapes: tuple[tuple[int, int], ...]) -> None:
         self._tiff = tifffile.TiffFile(path)
         self._lock = threading.RLock()
-        levels: dict[Any, Any] = {
-            tuple(_page(level).shaped[2:4]): _page(level)
-            for level in reversed(self._tiff.series[0].levels)
-        }
-        self.pages: list[Any] = [levels[shape] for shape in shapes]
+        levels = {tuple(page.shaped[2:4]): page for page in reversed(candidates(self._tiff))}
+        self.pages = [levels[shape] for shape in shapes]
 
     def close(self) -> None:
         self._tiff.close()
@@ -152,10 +159,6 @@ class _Opened:
                     yield from pool.map(decode, batch)
                     batch = []
             yield from pool.map(decode, batch)
-
-
-def _page(series: Any) -> Any:
-    return series.pages[0]
 
 
 def _tile(page: Any) -> tuple[int, int]:

@@ -85,7 +85,7 @@ def _source(path: Path, group: zarr.Group, inner: str, metadata: dict[str, Any])
         shape = (int(array.shape[y]), int(array.shape[x]))
         step = (scale[y] / scales[0][y], scale[x] / scales[0][x])
         if belongs(first, shape) and array.dtype == arrays[0].dtype:
-            coarse = None if mpp is None else mpp * (step[0] * step[1]) ** 0.5
+            coarse = None if mpp is None else mpp * sum(step) / 2
             levels.append(Level(shape, step, coarse))
             kept.append(name)
         if math.prod(array.chunks) > 4 * MAX_MEGAPIXELS * 1e6:
