@@ -13,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..errors import CdalError
+from ..io.discovery import files_of
 from ..io.records import read_run
 from ..io.source import Source
 from ..segmenter import Segmentation, Segmenter
@@ -61,7 +62,7 @@ class Resolution:
 
 
 def identity_of(path: Path) -> Record:
-    """Path, size and time of change of an input; of a folder, all files in it together.
+    """Path, size and time of change of an input; of a folder, of all its files together.
 
     Raises
     ------
@@ -69,17 +70,15 @@ def identity_of(path: Path) -> Record:
         If there is no such file.
     """
     try:
-        status = path.stat()
-        # What a .mrxs file points to lies in a folder of its name.
-        folder = path if path.is_dir() else path.with_suffix("")
-        files = [status]
-        if path.is_dir() or (path.suffix.lower() == ".mrxs" and folder.is_dir()):
-            files += [file.stat() for file in folder.rglob("*") if file.is_file()]
+        path.stat()
+        files = [file.stat() for file in files_of(path)]
     except OSError as error:
         raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
-    size = sum(s.st_size for s in files) - (status.st_size if path.is_dir() else 0)
-    changed = max(s.st_mtime_ns for s in files)
-    return {"path": str(path), "bytes": size, "modified_ns": changed}
+    return {
+        "path": str(path),
+        "bytes": sum(file.st_size for file in files),
+        "modified_ns": max((file.st_mtime_ns for file in files), default=0),
+    }
 
 
 def _answer(parameters: Parameters) -> Record:

@@ -84,6 +84,11 @@ def open_dicom(path: Path) -> Source:
         If there is none, there are several, or they are damaged.
     """
     files = dicom_files(path) if path.is_dir() else [path]
+    folder = path if path.is_dir() else path.parent
+    for other in sorted(folder.iterdir()):  # a slice left out would not be missed at the end
+        named = other.suffix.lower() in (".dcm", ".dicom") and not other.name.startswith(".")
+        if named and other.is_file() and not is_dicom(other):
+            raise CdalError("holds no DICOM, is damaged or truncated", "copy it again", other)
     if not files:
         raise CdalError("the folder holds no DICOM files", "check the path", path)
     slides = [file for file in files if _holds_slide(file)]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CdalError
+from .dicom import dicom_files
 from .levels import Level
 from .source import Box, Source, check_size, decoding
 from .volumes import needed
@@ -60,17 +61,24 @@ def open_dicom_series(path: Path) -> Source:
 def _files(sitk: Any, path: Path) -> list[str]:
     """Files of the one series in a folder, or of that which `path` belongs to."""
     folder = path if path.is_dir() else path.parent
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    reader = sitk.ImageSeriesReader
+    series: list[list[str]] = [
+        list(reader.GetGDCMSeriesFileNames(str(folder), uid))
+        for uid in reader.GetGDCMSeriesIDs(str(folder))
+    ]
+    known = {Path(file).name for files in series for file in files}
+    lost = [file for file in dicom_files(folder) if file.name not in known]
+    if lost:  # left out in silence by GDCM, where it cannot read them
+        raise CdalError("cannot be decoded, it is damaged or truncated", "copy it again", lost[0])
     if path.is_dir():
         if len(series) != 1:
             raise CdalError(
                 f"the folder holds {len(series)} DICOM series",
                 "give one file of the series meant, by its name",
             )
-        return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    for uid in series:
-        files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
-        if any(Path(file).samefile(path) for file in files):
+        return series[0]
+    for files in series:
+        if path.name in {Path(file).name for file in files}:
             return files
     raise CdalError("is no image of a DICOM series", "check the file", path)
 

@@ -46,8 +46,9 @@ def open_dicom_slide(path: Path, files: list[Path]) -> Source:
         files = _scan_of(path, files, pydicom)
         try:
             return _open(path, files)
-        except Exception:
-            # Levels that are no powers of two apart, for instance.
+        except NotImplementedError:
+            # Levels that are no powers of two apart. What is damaged is not given to OpenSlide,
+            # which can crash on it.
             from .slides import open_slide
 
             with suppress(CdalError):

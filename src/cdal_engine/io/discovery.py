@@ -11,7 +11,7 @@ from ..errors import CdalError
 from .records import is_results_folder
 from .source import Source
 
-__all__ = ["find_sources", "open_source"]
+__all__ = ["files_of", "find_sources", "open_source"]
 
 _PNG_JPEG = {".png", ".jpg", ".jpeg"}
 _TIFF = {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif"}
@@ -53,11 +53,7 @@ def open_source(path: Path) -> Source:
         from .dicom import open_dicom
 
         return open_dicom(path)
-    if (
-        start[344:348] in (b"n+1\0", b"ni1\0")
-        or start[4:8] == b"n+2\0"
-        or _is_packed(start, suffix)
-    ):
+    if start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0" or _is_packed(start, suffix):
         from .nifti import open_nifti
 
         return open_nifti(path)
@@ -164,7 +160,8 @@ def find_sources(
             for name in folders
             if not name.startswith(".") and not is_results_folder(here / name)
         ]
-        whole = {name for name in below if _is_zarr(here / name)}
+        real = [name for name in below if not (here / name).is_symlink()]
+        whole = {name for name in real if _is_zarr(here / name)}
         beside = {Path(name).stem for name in files if _suffix(Path(name)) == ".mrxs"}
         folders[:] = [name for name in below if name not in whole | beside]
         paths = [here / name for name in files if _suffix(Path(name)) in _FILES]
@@ -177,6 +174,19 @@ def find_sources(
             else:
                 skip(CdalError("is no regular file, or a broken link", "check it", path))
     return sorted(found)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Files that an input consists of, to tell whether it has changed."""
+    if _suffix(path) == ".mrxs":
+        return [path, *(file for file in path.with_suffix("").rglob("*") if file.is_file())]
+    if not path.is_dir():
+        return [path]
+    if _is_zarr(path):
+        return [file for file in path.rglob("*") if file.is_file()]
+    from .dicom import dicom_files
+
+    return dicom_files(path)
 
 
 def _dicom_inputs(folder: Path, files: list[str]) -> list[Path]:

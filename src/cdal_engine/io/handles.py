@@ -42,5 +42,10 @@ class Handle(Generic[T]):
                 self._opened = (os.getpid(), file)
             return self._opened[1]
 
+    def forget(self) -> None:
+        """Open it anew next time: some libraries refuse a file for good after one error."""
+        with self._lock:
+            self._opened = None
+
     def __reduce__(self) -> tuple[type[Handle[T]], tuple[Callable[[], T]]]:
         return type(self), (self._opener,)

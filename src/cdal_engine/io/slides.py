@@ -139,7 +139,11 @@ class _SlidePixels:
         step = self._steps[level]
         corner = (round(columns.start * step), round(rows.start * step))
         size = (columns.stop - columns.start, rows.stop - rows.start)
-        pixels = np.asarray(self._slide().read_region(corner, level, size))
+        try:
+            pixels = np.asarray(self._slide().read_region(corner, level, size))
+        except openslide.OpenSlideError:
+            self._slide.forget()
+            raise
         if (pixels[..., 3] == 255).all():
             return pixels[..., :3]
         return over_white(pixels)  # where the scanner saw nothing, alpha is 0

@@ -39,7 +39,7 @@ class Pixels(Protocol):
         """Decode a box of a level, its slices inside it; from any thread."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """One input, opened.
 

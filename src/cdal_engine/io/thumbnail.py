@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["thumbnail"]
 
 _AT_ONCE = 8e6  # pixels read at a time
+_AS_FLOAT = 1e6  # pixels summed at a time, in 64 bits
 
 
 def thumbnail(source: Source, max_edge: int) -> NDArray[np.generic]:
@@ -47,7 +48,10 @@ def thumbnail(source: Source, max_edge: int) -> NDArray[np.generic]:
         first, last = int(edges[0]), int(np.ceil(edges[-1]))
         pixels = _plane(source, level, slice(first, last), slice(0, width))
         if zoom < 1:
-            pixels = _means(_means(pixels, edges - first, 0), across, 1)
+            few = max(int(_AS_FLOAT / width), 1)
+            lines = [pixels[i : i + few] for i in range(0, len(pixels), few)]
+            narrow = np.concatenate([_means(part, across, 1) for part in lines])
+            pixels = _means(narrow, edges - first, 0)
         parts.append(_as_type(pixels, source.pixels.dtype))
     return np.concatenate(parts)
 

@@ -44,7 +44,9 @@ def open_tiff(path: Path) -> Source:
             if _is_other_scanners(path):
                 return _by_openslide(path)
             raise
-        if sparse:  # OpenSlide fills missing tiles; here they would be black
+        if (
+            sparse and source.channels == 3
+        ):  # OpenSlide fills missing tiles; here they would be black
             with suppress(CdalError):
                 return _by_openslide(path)
         return source
@@ -142,6 +144,10 @@ def _check_whole(page: Any, size: int, path: Path) -> None:
     if missing:
         raise _damaged(path)
     pixels = math.prod(keyframe.chunks)
+    if keyframe.compression == 1 and keyframe.is_tiled:
+        promised = pixels * keyframe.bitspersample // 8
+        if any(0 < n < promised for n in page.databytecounts):
+            raise _damaged(path)
     if pixels > 4 * MAX_MEGAPIXELS * 1e6:
         raise CdalError(
             f"a single tile of it has {pixels / 1e6:.0f} million values; up to "

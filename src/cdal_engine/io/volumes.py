@@ -67,7 +67,7 @@ def write_volume_labels(path: Path, labels: NDArray[np.integer], source: Source)
     values = labels.astype(dtype)
     if source.path.is_file() and isinstance(volume := _load(nib, source.path), nib.Nifti1Image):
         header = volume.header.copy()
-        for text in ("descrip", "aux_file", "db_name", "intent_name"):
+        for text in {"descrip", "aux_file", "db_name", "intent_name"} & set(header.keys()):
             header[text] = b""
         header.extensions.clear()
         header.set_data_dtype(dtype)

@@ -11,7 +11,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ..config import MAX_MEGAPIXELS
 from ..errors import CdalError
 from .levels import Level, belongs
 from .source import Box, Source, believed, decoding
@@ -19,6 +18,7 @@ from .source import Box, Source, believed, decoding
 __all__ = ["open_zarr"]
 
 _MICROMETRES = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4}
+_LARGEST_CHUNK = 256e6  # values; unpacked whole, whatever part is read
 _RGB = ("FF0000", "00FF00", "0000FF")
 
 
@@ -88,7 +88,7 @@ def _source(path: Path, group: zarr.Group, inner: str, metadata: dict[str, Any])
             coarse = None if mpp is None else mpp * sum(step) / 2
             levels.append(Level(shape, step, coarse))
             kept.append(name)
-        if math.prod(array.chunks) > 4 * MAX_MEGAPIXELS * 1e6:
+        if math.prod(array.chunks) > _LARGEST_CHUNK:
             raise CdalError(f"a chunk of it has the shape {array.chunks}", "save smaller chunks")
     version = metadata.get("version") or multiscale.get("version", "unknown")
     return Source(
