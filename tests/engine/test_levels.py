@@ -99,10 +99,9 @@ def transformation(folder: Path) -> list:
     return [t[t["type"]] for t in transformations]
 
 
-def test_a_coarser_level_gives_the_same_grid_and_places(
-    tmp_path: Path, scan: NDArray, segmenter: Segmenter
-) -> None:
+def test_a_coarser_level_gives_the_same_grid_and_places(tmp_path: Path, scan: NDArray) -> None:
     """A slide at 0.125 µm for a model at 0.25 µm: level 1 is read, and nothing moves."""
+    segmenter = Segmenter(Model.load("nuclei-he"), "cpu")  # its answer has edges to compare
     fine = scan[1000:1301, 700:1131].repeat(2, 0).repeat(2, 1)[:601, :861]
     tag = {"resolution": (8e4, 8e4), "resolutionunit": "CENTIMETER", "photometric": "rgb"}
     coarse = scan[1000:1301, 700:1131]
@@ -120,10 +119,15 @@ def test_a_coarser_level_gives_the_same_grid_and_places(
     places = [transformation(tmp_path / f"{name} results") for name in ("both.tif", "fine.tif")]
     assert places[0] == places[1] == [[0.25, 0.25], [0.0625, 0.0625]]
     # Level 1 holds the pixels that averaging pairs of level 0 gives, but for the filter's tails.
-    assert np.abs(both.probability - alone.probability).mean() < 0.05
+    moved = np.roll(both.probability, 1, axis=2)
+    difference, by_a_pixel = (
+        np.abs(p - alone.probability).mean() for p in (both.probability, moved)
+    )
+    assert difference < by_a_pixel / 3
     assert np.max(found["x1"]) <= 861
     assert np.max(found["y1"]) <= 601
-    assert abs(np.mean(found["x"]) - np.mean(expected["x"])) < 40
+    assert len(found["x"]) == pytest.approx(len(expected["x"]), rel=0.1)
+    assert np.mean(found["x"]) == pytest.approx(np.mean(expected["x"]), abs=15)
     assert by_level["counts"]["area_mm2"] == by_first["counts"]["area_mm2"]
 
 

@@ -265,6 +265,15 @@ def test_a_series_is_never_read_without_a_slice(series: Path, content: bytes | N
     assert caught.value.path == last
 
 
+def test_a_slice_that_promises_more_than_it_has(series: Path) -> None:
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.Rows = 60_000
+        dataset.save_as(file)
+    with pytest.raises(CdalError, match="header promises 4200000 bytes"):
+        open_source(series)
+
+
 def test_each_volume_is_found_once(series: Path, tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz")
     (tmp_path / "b.mrxs").write_bytes(b"x")

@@ -8,11 +8,12 @@ from pathlib import Path
 from ..errors import CdalError
 from .source import Source
 
-__all__ = ["dicom_files", "dicom_inputs", "is_dicom", "open_dicom"]
+__all__ = ["dicom_files", "dicom_inputs", "is_dicom", "is_uncompressed", "open_dicom"]
 
 _SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _MAGIC = slice(128, 132)
-_STORAGE = b"\x02\x00\x02\x00UI"  # (0002,0002) Media Storage SOP Class UID
+_STORAGE, _SYNTAX = b"\x02\x00", b"\x10\x00"  # elements: SOP class, transfer syntax
+_UNCOMPRESSED = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 _NO_IMAGES = {"DICOMDIR"}
 
 
@@ -29,14 +30,23 @@ def _start(path: Path) -> bytes:
         return b""
 
 
-def _holds_slide(path: Path) -> bool:
-    """Whether it is part of a whole-slide image; the header it stands in has one encoding."""
-    start = _start(path)
-    at = start.find(_STORAGE) + len(_STORAGE)
-    if at < len(_STORAGE):
-        return False
+def _uid(path: Path, element: bytes) -> str:
+    """An identifier in the header's first group, which has one encoding in all files."""
+    start, tag = _start(path), b"\x02\x00" + element + b"UI"
+    at = start.find(tag) + len(tag)
+    if at < len(tag):
+        return ""
     length = int.from_bytes(start[at : at + 2], "little")
-    return start[at + 2 : at + 2 + length].rstrip(b"\0 ").decode("ascii", "replace") == _SLIDE
+    return start[at + 2 : at + 2 + length].rstrip(b"\0 ").decode("ascii", "replace")
+
+
+def _holds_slide(path: Path) -> bool:
+    return _uid(path, _STORAGE) == _SLIDE
+
+
+def is_uncompressed(path: Path) -> bool:
+    """Whether pixels stand in the file as they are."""
+    return _uid(path, _SYNTAX) in _UNCOMPRESSED
 
 
 def dicom_files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CdalError
-from .dicom import dicom_files
+from .dicom import dicom_files, is_uncompressed
 from .levels import Level
 from .source import Box, Source, check_size, decoding
 from .volumes import needed
@@ -97,9 +98,22 @@ def _header(sitk: Any, file: str) -> _Slice:
     if reader.GetNumberOfComponents() != 1:
         raise CdalError("holds colour frames, no grayscale volume", "save them as images")
     size, spacing = reader.GetSize(), np.array(reader.GetSpacing())
+    _check_bytes(reader, size, Path(file))
     origin = np.array(reader.GetOrigin(), np.float64)
     axes = np.array(reader.GetDirection(), np.float64).reshape(len(size), -1) * spacing
     return _Slice(file, (*size, 1)[:3], origin, axes)
+
+
+def _check_bytes(reader: Any, size: tuple[int, ...], path: Path) -> None:
+    """Refuse a slice with fewer bytes than its size asks for: GDCM fills the rest with zeros."""
+    bits = int(reader.GetMetaData("0028|0100")) if reader.HasMetaDataKey("0028|0100") else 8
+    promised, found = math.prod(size) * bits // 8, path.stat().st_size
+    if is_uncompressed(path) and promised > found:
+        raise CdalError(
+            f"is truncated: its header promises {promised} bytes, it has {found}",
+            "copy it again",
+            path,
+        )
 
 
 def _dtype(sitk: Any, file: str) -> np.dtype[np.generic]:

@@ -105,7 +105,7 @@ def _pyramid(tiff: tifffile.TiffFile, path: Path) -> tuple[list[Any], str]:
         and belongs(first.shaped[2:4], p.shaped[2:4])
     ]
     for page in alike:
-        _check_whole(page, tiff.filehandle.size, path)
+        _check_whole(page, tiff, path)
     return alike, axes
 
 
@@ -134,20 +134,16 @@ def _damaged(path: Path) -> CdalError:
     )
 
 
-def _check_whole(page: Any, size: int, path: Path) -> None:
+def _check_whole(page: Any, tiff: tifffile.TiffFile, path: Path) -> None:
     """Refuse a page whose tiles are not all in the file, or too large to be decoded."""
     keyframe = page.keyframe
     ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)]
     missing = len(ends) < math.prod(keyframe.chunked)
-    if page.parent.filehandle.path == str(path.absolute()):  # OME-TIFF may span several files
-        missing |= max(ends, default=size + 1) > size
+    if page.parent is tiff:  # OME-TIFF may span several files
+        missing |= max(ends, default=0) > tiff.filehandle.size
     if missing:
         raise _damaged(path)
     pixels = math.prod(keyframe.chunks)
-    if keyframe.compression == 1 and keyframe.is_tiled:
-        promised = pixels * keyframe.bitspersample // 8
-        if any(0 < n < promised for n in page.databytecounts):
-            raise _damaged(path)
     if pixels > 4 * MAX_MEGAPIXELS * 1e6:
         raise CdalError(
             f"a single tile of it has {pixels / 1e6:.0f} million values; up to "
@@ -155,6 +151,10 @@ def _check_whole(page: Any, size: int, path: Path) -> None:
             "check the file, or save it with tiles",
             path,
         )
+    if keyframe.compression == 1 and keyframe.is_tiled:
+        promised = pixels * keyframe.bitspersample // 8
+        if any(0 < n < promised for n in page.databytecounts):
+            raise _damaged(path)
 
 
 def _name(tag: Any) -> str:
