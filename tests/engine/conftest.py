@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import wsidicom
 import zarr
 from numpy.typing import NDArray
 from ome_zarr.writer import write_multiscale
@@ -19,8 +20,8 @@ from cdal_engine.io.discovery import open_source
 from cdal_engine.io.slides import open_slide
 from cdal_engine.io.source import Source
 
-HALVES = [(2967, 2220), (1483, 1110), (741, 555)]
-ODD = [(2967, 2220), (1100, 823), (400, 300)]
+HALVES = [(1290, 1011), (645, 505), (322, 252)]
+ODD = [(1290, 1011), (500, 392), (130, 102)]
 
 
 def of_size(pixels: NDArray, shape: tuple[int, int]) -> NDArray:
@@ -76,7 +77,7 @@ def opened(
     folder.mkdir()
     sources: dict[str, Source] = {}
     slides = shared_data / "slides"
-    small = scan[1000:1211, 700:1013]
+    small, part = scan[1000:1211, 700:1013], scan[600:1890, 500:1511]
     dicom_folder = slides / "dicom-CMU-1-Small-Region"
 
     def made(name: str) -> Source:
@@ -86,6 +87,10 @@ def opened(
                 return open_source(slides / "CMU-1-Small-Region.svs")
             case "dicom":
                 return open_source(dicom_folder)
+            case "dicom pyramid":
+                path.mkdir()
+                with wsidicom.WsiDicom.open(dicom_folder) as slide:
+                    slide.save(path, add_missing_levels=True)
             case "dicom by openslide":
                 files = [f for f in dicom.dicom_files(dicom_folder) if dicom._holds_slide(f)]
                 return open_slide(files[0])
@@ -94,13 +99,13 @@ def opened(
             case "tif" | "odd.tif" | "openslide" | "odd openslide":
                 path = folder / ("odd.tif" if "odd" in name else "even.tif")
                 if not path.exists():
-                    write_tiff_pyramid(path, scan, ODD if "odd" in name else HALVES)
+                    write_tiff_pyramid(path, part, ODD if "odd" in name else HALVES)
                 return (open_slide if "openslide" in name else open_source)(path)
             case "ome.tif":
-                write_ome_tiff(path, scan, HALVES)
+                write_ome_tiff(path, part, HALVES)
             case "zarr 0.4" | "zarr 0.5":
                 path = folder / f"v{name[-1]}.zarr"
-                write_zarr(path, scan, HALVES, 2 if name.endswith("4") else 3)
+                write_zarr(path, part, HALVES, 2 if name.endswith("4") else 3)
             case "png" | "jpg":
                 path = folder / f"a.{name}"
                 Image.fromarray(small).save(path)

@@ -32,14 +32,17 @@ def test_what_levels_say_of_themselves(opened: Callable[[str], Source]) -> None:
         source = opened(name)
         assert source.kind == "slide", name
         assert [level.shape for level in source.levels] == [
-            (2967, 2220),
-            (1483, 1110),
-            (741, 555),
+            (1290, 1011),
+            (645, 505),
+            (322, 252),
         ]
         assert [level.downsample for level in source.levels] == [(1, 1), (2, 2), (4, 4)]
         assert [level.mpp for level in source.levels] == pytest.approx([0.25, 0.5, 1.0], rel=1e-4)
+    doubled = opened("dicom pyramid").levels
+    assert [level.downsample for level in doubled] == [(2**i, 2**i) for i in range(len(doubled))]
+    assert [level.mpp for level in doubled] == pytest.approx([0.499 * 2**i for i in range(5)])
     odd = opened("odd.tif").levels
-    assert odd[1].downsample == pytest.approx((2967 / 1100, 2220 / 823))
+    assert odd[1].downsample == pytest.approx((1290 / 500, 1011 / 392))
     assert opened("odd openslide").levels == odd
 
 

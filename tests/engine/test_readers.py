@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cdal_engine.io.discovery import open_source
 from cdal_engine.io.source import Source
 
 SLIDES = ("tif", "odd.tif", "openslide", "odd openslide", "ome.tif", "zarr 0.4", "zarr 0.5")
-REAL = ("svs", "dicom", "ome", "dicom by openslide")
+REAL = ("svs", "dicom", "dicom pyramid", "ome", "dicom by openslide")
 PLAIN = ("png", "jpg", "strips", "planes", "float alpha", "bits")
 
 
@@ -119,12 +120,13 @@ def test_only_the_tiles_touched_are_read(
 @pytest.mark.parametrize("name", [*SLIDES, *REAL, "png", "bits"])
 def test_thumbnails_show_the_scan(opened: Callable[[str], Source], name: str) -> None:
     source = opened(name)
+    whole = source.read().astype(np.float32)
     for edge in (64, 500, 5000):
         small = source.thumbnail(edge)
         assert max(small.shape[:2]) == min(edge, max(source.shape))
         size = small.shape[1::-1]
-        expected = cv2.resize(source.read().astype(np.float32), size, interpolation=cv2.INTER_AREA)
-        assert np.abs(small.astype(float) - expected).mean() < 3
+        expected = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+        assert np.abs(small.astype(float) - expected).mean() < 4  # levels are JPEG, too
         assert small.dtype == source.pixels.dtype
 
 
@@ -150,9 +152,32 @@ def test_threads_share_a_reader(opened: Callable[[str], Source], name: str) -> N
     source = opened(name)
     whole = source.read()
     rng = np.random.default_rng(0)
-    corners = rng.integers(0, (2700, 2000), (64, 2)).tolist()
+    corners = rng.integers(0, np.array(whole.shape[:2]) - 200, (64, 2)).tolist()
     all_boxes = [(slice(y, y + 200), slice(x, x + 150)) for y, x in corners]
     with ThreadPoolExecutor(8) as pool:
         regions = list(pool.map(lambda box: source.read(0, box), all_boxes))
     for box, region in zip(all_boxes, regions, strict=True):
         assert np.array_equal(region, whole[box])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "aperio_jp2000_rgb"},
+        {"compression": "jpeg2000"},
+        {"compression": "jpeg", "subsampling": (2, 2)},
+        {"compression": "lzw", "predictor": True},
+        {"compression": "zstd"},
+        {"byteorder": ">"},
+        {"tile": None, "rowsperstrip": 50, "compression": "deflate"},
+    ],
+)
+def test_compressions_of_svs(tmp_path: Path, scan: NDArray, options: dict) -> None:
+    path = tmp_path / "a.svs"
+    text = "Aperio Image Library v1\r\n590x513|AppMag = 40|MPP = 0.25"
+    options = {"tile": (240, 240), "photometric": "rgb", **options}
+    tifffile.imwrite(path, scan[500:1013, 700:1290], description=text, metadata=None, **options)
+    source, own = open_source(path), tifffile.imread(path)
+    assert (source.kind, source.mpp, source.magnification) == ("slide", 0.25, 40)
+    assert np.array_equal(source.read(), own)
+    assert np.array_equal(source.read(0, np.s_[100:400, 230:260]), own[100:400, 230:260])
