@@ -21,6 +21,7 @@ from cdal_engine.io.slides import open_slide
 from cdal_engine.io.source import Source
 
 HALVES = [(1290, 1011), (645, 505), (322, 252)]
+DICOM = "dicom-CMU-1-Small-Region"
 ODD = [(1290, 1011), (500, 392), (130, 102)]
 
 
@@ -76,9 +77,8 @@ def opened(
     folder = tmp_path_factory.mktemp("made") / "with spaces, Größe 切片 é"
     folder.mkdir()
     sources: dict[str, Source] = {}
-    slides = shared_data / "slides"
+    slides, dicom_folder = shared_data / "slides", shared_data / "slides" / DICOM
     small, part = scan[1000:1211, 700:1013], scan[600:1890, 500:1511]
-    dicom_folder = slides / "dicom-CMU-1-Small-Region"
 
     def made(name: str) -> Source:
         path = folder / name.replace(" ", ".")

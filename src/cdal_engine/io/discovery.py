@@ -58,7 +58,8 @@ def open_source(path: Path) -> Source:
 
         return open_nifti(path)
     if suffix in _FILES | _DICOM:
-        reason = f"is named {suffix} but holds no PNG, JPEG, TIFF, DICOM or NIfTI"
+        other = "DICOM" if suffix in _DICOM else "NIfTI" if suffix in _NIFTI else None
+        reason = f"is named {suffix} but holds no {other or 'PNG, JPEG or TIFF'}"
         raise CdalError(reason, "check what the file really is", path)
     raise CdalError(
         f"files of type {suffix or 'unknown'} are not read", f"use {', '.join(_READ)}", path
@@ -155,17 +156,8 @@ def find_sources(
         for name in folders:
             if (here / name).is_symlink():
                 skip(CdalError("is a link to a folder", "give it by itself", here / name))
-        below = [
-            name
-            for name in folders
-            if not name.startswith(".") and not is_results_folder(here / name)
-        ]
-        real = [name for name in below if not (here / name).is_symlink()]
-        whole = {name for name in real if _is_zarr(here / name)}
-        beside = {Path(name).stem for name in files if _suffix(Path(name)) == ".mrxs"}
-        folders[:] = [name for name in below if name not in whole | beside]
-        paths = [here / name for name in files if _suffix(Path(name)) in _FILES]
-        for path in [*paths, *(here / name for name in whole), *_dicom_inputs(here, files)]:
+        paths, folders[:] = _inputs_in(here, folders, files)
+        for path in paths:
             hidden = path.name.startswith(".")
             if hidden or not matches(path, include) or matches(path, exclude):
                 continue
@@ -174,6 +166,16 @@ def find_sources(
             else:
                 skip(CdalError("is no regular file, or a broken link", "check it", path))
     return sorted(found)
+
+
+def _inputs_in(here: Path, folders: list[str], files: list[str]) -> tuple[list[Path], list[str]]:
+    """Inputs right in a folder, and the names of the folders to look into."""
+    below = [n for n in folders if not n.startswith(".") and not is_results_folder(here / n)]
+    whole = {n for n in below if not (here / n).is_symlink() and _is_zarr(here / n)}
+    beside = {Path(n).stem for n in files if _suffix(Path(n)) == ".mrxs"}
+    names = [n for n in files if _suffix(Path(n)) in _FILES]
+    paths = [here / n for n in (*names, *whole)] + _dicom_inputs(here, files)
+    return paths, [n for n in below if n not in whole | beside]
 
 
 def files_of(path: Path) -> list[Path]:
