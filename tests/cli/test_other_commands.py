@@ -156,6 +156,26 @@ def test_doctor(cdal: Callable, tmp_path: Path) -> None:
     assert "absent.png" in ended.err
 
 
+def test_doctor_of_slides_and_volumes(cdal: Callable, shared_data: Path) -> None:
+    slides = shared_data / "slides"
+    readers = {"CMU-1-Small-Region.svs": "tifffile", "dicom-CMU-1-Small-Region": "wsidicom"}
+    for name, reader in readers.items():
+        ended = cdal("doctor", slides / name)
+        assert ended.code == 0, ended
+        lines = dict(line.split(None, 1) for line in ended.out.splitlines())
+        assert lines["reader"].startswith(reader)
+        assert lines["kind"] == "slide"
+        assert "2220 x 2967" in lines["size"]
+        assert "0.499 µm per pixel" in lines["resolution"]
+        assert "level 0 2220 x 2967" in " ".join(ended.out.split())
+        assert "would read level 0 for a model at 0.25" in " ".join(ended.out.split())
+    broken = cdal("doctor", slides / "unreadable.svs")
+    assert (broken.code, "level 0: cannot be decoded" in broken.out) == (1, True)
+    volume = cdal("doctor", shared_data / "dicom" / "Study1_13_HCropVolume")
+    assert volume.code == 0
+    assert "35 x 51 x 32 voxels" in volume.out
+
+
 @pytest.mark.slow
 def test_demo_finds_the_nuclei(cdal: Callable) -> None:
     ended = cdal("demo", "-o", "out", "--device", "cpu")

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
+from ome_zarr.writer import write_multiscale
 from PIL import Image
 
 from cdal_engine.io.records import read_run
@@ -324,3 +326,36 @@ def test_no_steps_and_attention_contradict(cdal: Callable, folder: Path, tiny_mo
     ended = cdal(*arguments, "--save", "attention")
     assert ended.code == 2
     assert "has no attention map" in ended.err
+
+
+def test_a_volume_fails_in_one_line(cdal: Callable, tmp_path: Path, tiny_model: Path) -> None:
+    nib = pytest.importorskip("nibabel")
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), tmp_path / "a.nii.gz")
+    ended = cdal("segment", tmp_path / "a.nii.gz", "--model", tiny_model)
+    assert ended.code == 1
+    (line,) = (line for line in ended.err.splitlines() if line.startswith("failed: "))
+    assert "a.nii.gz: volumes can be read but not segmented yet (" in line
+
+
+def test_one_input_is_one_slide(
+    cdal: Callable, tmp_path: Path, shared_data: Path, tiny_model: Path
+) -> None:
+    folder = tmp_path / "with spaces, 切片"
+    shutil.copytree(shared_data / "slides", folder)
+    group = zarr.open_group(folder / "z.zarr", mode="w", zarr_format=3)
+    write_multiscale([np.moveaxis(TILE, -1, 0)], group, axes="cyx")
+    arguments = ("batch", folder, "--model", tiny_model, "--samples", 1, "--steps", 0)
+    ended = cdal(*arguments, "--dry-run")
+    listed = [line for line in ended.out.splitlines() if str(folder) in line]
+    names = ("CMU-1-Small-Region.svs", "dicom-CMU-1-Small-Region", "he-crop.ome.tif")
+    for name in (*names, "small.svs", "z.zarr"):
+        (line,) = (line for line in listed if f"{name}:" in line)
+        assert "would fail" not in line
+    assert len(listed) == 7  # and two broken ones
+    only = ("--include", "z.zarr", "--include", "small.svs", "--save", "labels,table")
+    ended = cdal(*arguments, *only)
+    assert ended.code == 0, ended
+    assert "2 segmented" in ended.out
+    assert "2 finished before" in cdal(*arguments, *only).out
+    (folder / "z.zarr" / "more.txt").write_text("changed")
+    assert "1 segmented, 1 finished before" in cdal(*arguments, *only).out

@@ -19,6 +19,7 @@ from PIL import Image
 from skimage.draw import polygon2mask
 
 from cdal_engine.errors import CdalError
+from cdal_engine.io.discovery import open_source
 from cdal_engine.io.geojson import outline
 from cdal_engine.io.ome_zarr import write_labels, write_maps
 from cdal_engine.io.records import (
@@ -70,7 +71,7 @@ def result(tiny_model: Path) -> Segmentation:
 def source(tmp_path: Path) -> Source:
     path = tmp_path / "in.png"
     Image.fromarray(IMAGE).save(path)
-    return Source(path, "image", "test", (70, 90), 3, 0.25, "test", None, 1, lambda: IMAGE)
+    return replace(open_source(path), mpp=0.25, mpp_source="test")
 
 
 def record(**more: object) -> dict:
@@ -145,7 +146,8 @@ def test_a_slides_table_is_in_its_own_pixels(tiny_model: Path, tmp_path: Path) -
     assert on_grid.labels.shape == (140, 180)
     assert (on_grid.mpp, on_grid.pixel) == (0.25, 0.5)
     assert (on_image.mpp, on_image.pixel) == (0.5, 1.0)
-    source = Source(tmp_path / "a.svs", "slide", "", (70, 90), 3, 0.5, "", None, 1, lambda: IMAGE)
+    Image.fromarray(IMAGE).save(tmp_path / "in.png")
+    source = replace(open_source(tmp_path / "in.png"), kind="slide", mpp=0.5)
     with ResultsFolder(tmp_path / "out") as results:
         results.write(source, IMAGE, on_grid, 0.5, ("labels", "probability", "table", "geojson"))
         results.publish(record())

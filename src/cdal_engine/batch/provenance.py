@@ -13,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..errors import CdalError
+from ..io.discovery import files_of
 from ..io.records import read_run
 from ..io.source import Source
 from ..segmenter import Segmentation, Segmenter
@@ -62,7 +63,7 @@ class Resolution:
 
 
 def identity_of(path: Path) -> Record:
-    """Path, size and time of change of an input.
+    """Path, size and time of change of an input; of a folder, of all its files together.
 
     Raises
     ------
@@ -70,10 +71,15 @@ def identity_of(path: Path) -> Record:
         If there is no such file.
     """
     try:
-        status = path.stat()
+        path.stat()
+        files = [file.stat() for file in files_of(path)]
     except OSError as error:
         raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
-    return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    return {
+        "path": str(path),
+        "bytes": sum(file.st_size for file in files),
+        "modified_ns": max((file.st_mtime_ns for file in files), default=0),
+    }
 
 
 def _answer(parameters: Parameters) -> Record:
@@ -124,7 +130,7 @@ def record_of(
     before: Record | None,
 ) -> Record:
     """What run.json says, the seconds left out; `before` is of `same`."""
-    model, (height, width) = segmenter.model, source.shape
+    model, (height, width) = segmenter.model, source.shape[:2]
     mpp = resolution.mpp
     saved = set(parameters.save) | set(before["parameters"]["save"] if before else ())
     facts = {"reader": source.reader, "kind": source.kind, "shape": [height, width]}

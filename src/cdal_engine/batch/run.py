@@ -7,15 +7,16 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..device import is_out_of_memory, out_of_memory
 from ..errors import Cancelled, CdalError
 from ..io.discovery import open_source
+from ..io.levels import best_level
 from ..io.records import forget_failure, read_run, write_failure
 from ..io.results import ResultsFolder
-from ..io.source import Source
+from ..io.source import Source, check_size
 from ..segmenter import Progress, Segmentation, Segmenter
 from .provenance import Input, Parameters, Record, Resolution, is_finished, record_of, same
 
@@ -177,9 +178,14 @@ def check_source(
     Raises
     ------
     CdalError
-        If it cannot be opened, is of another kind than the model's, or lacks its resolution.
+        If it cannot be opened, is of another kind than the model's, lacks its resolution, or is
+        too large at the level to read.
     """
     source = open_source(path)
+    if source.kind == "volume":
+        raise CdalError(
+            "volumes can be read but not segmented yet", "save the slices wanted as images", path
+        )
     wanted, kind = segmenter.model.config.image.channels, {1: "grayscale", 3: "RGB"}
     if source.channels != wanted:
         raise CdalError(
@@ -195,7 +201,10 @@ def check_source(
             path,
         )
     own = None if resized else segmenter.model.config.image.mpp
-    return source, _resolution(source, parameters.mpp, own)
+    resolution = _resolution(source, parameters.mpp, own)
+    level = best_level(source.levels, resolution.mpp, own)
+    check_size(source.levels[level].shape, path)
+    return source, resolution
 
 
 def _segment(
@@ -203,12 +212,16 @@ def _segment(
 ) -> tuple[Segmentation, Record]:
     start = time.perf_counter()
     source, resolution = check_source(item.path, segmenter, parameters)
+    # Level 0 unless a coarser one shows all that the model sees; both lie on the same corner, so
+    # that only the size of the result's pixels tells which was read.
+    level = best_level(source.levels, resolution.mpp, segmenter.model.config.image.mpp)
+    step = source.levels[level].step
     with ResultsFolder(item.folder) as folder:
-        image = source.read()
+        image = source.read(level)
         read = time.perf_counter()
         result = segmenter.segment(
             image,
-            mpp=resolution.mpp,
+            mpp=None if resolution.mpp is None else resolution.mpp * step,
             samples=parameters.samples,
             steps=parameters.steps,
             seed=parameters.seed,
@@ -218,10 +231,12 @@ def _segment(
             on_model_grid=source.kind == "slide",
             progress=progress,
         )
+        result = replace(result, pixel=result.pixel * step)
         segmented = time.perf_counter()
-        folder.write(source, image, result, resolution.mpp, parameters.save)
+        folder.write(source, image, result, resolution.mpp, parameters.save, step)
         before = same(item, segmenter, parameters)
         record = record_of(item, source, resolution, segmenter, parameters, result, before)
+        record["input"] |= {"level": level, "downsample": step}
         record["seconds"] = {
             "read": read - start,
             "model": segmented - read,

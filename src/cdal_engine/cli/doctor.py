@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import printable
+
 _PACKAGES = (
     "torch",
     "numpy",
@@ -18,6 +20,9 @@ _PACKAGES = (
     "imagecodecs",
     "zarr",
     "openslide-python",
+    "wsidicom",
+    "nibabel",
+    "SimpleITK",
     "monai",
     "napari",
 )
@@ -25,16 +30,15 @@ _PACKAGES = (
 
 def doctor(
     file: Annotated[
-        Path | None, typer.Argument(help="A file to look into.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A file, or a folder of DICOM or .zarr, to look into.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Show versions, devices and models; or what a file is and how it would be read."""
     if file is not None:
-        from ..io.discovery import describe
-
-        for key, value in describe(file).items():
-            typer.echo(f"{key:<14} {value}")
-        return
+        raise typer.Exit(_look_into(file))
     import torch
 
     from .. import __version__
@@ -52,3 +56,13 @@ def doctor(
     typer.echo(f"cuda: {', '.join(gpus) or 'none'}; mps: {torch.backends.mps.is_available()}")
     typer.echo(f"--device auto means {select_device('auto')}")
     typer.echo(f"models: {', '.join(available()) or 'none'}")
+
+
+def _look_into(file: Path) -> int:
+    """Print what a file is; 1 where its pixels cannot be read."""
+    from ..io.describe import describe
+
+    lines = describe(file)
+    for key, value in lines:
+        typer.echo(printable(f"{key:<14} {value}"))
+    return 0 if lines[-1] == ("wrong", "nothing found") else 1

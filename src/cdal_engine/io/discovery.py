@@ -11,17 +11,21 @@ from ..errors import CdalError
 from .records import is_results_folder
 from .source import Source
 
-__all__ = ["describe", "find_sources", "open_source"]
+__all__ = ["files_of", "find_sources", "open_source"]
 
 _PNG_JPEG = {".png", ".jpg", ".jpeg"}
 _TIFF = {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif"}
 _OPENSLIDE = {".mrxs", ".vms", ".vmu", ".svslide"}
-_READ = sorted(_PNG_JPEG | _TIFF | _OPENSLIDE)
+_NIFTI = {".nii", ".nii.gz"}
+_DICOM = {".dcm", ".dicom"}
+_FILES = _PNG_JPEG | _TIFF | _OPENSLIDE | _NIFTI
+_READ = sorted(_FILES | _DICOM | {".zarr"})
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup")
 
 
 def open_source(path: Path) -> Source:
-    """Open an image or slide by what it holds, whatever its suffix says.
+    """Open an image, slide or volume by what it holds, whatever its suffix says.
 
     Raises
     ------
@@ -29,16 +33,14 @@ def open_source(path: Path) -> Source:
         If it is none, or is damaged.
     """
     if path.is_dir():
-        raise CdalError("is a folder", "use `cdal batch` for the files in it", path)
-    try:
-        if path.exists() and not path.is_file():
-            raise CdalError("is no regular file", "give an image or slide", path)
-        with path.open("rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
-    if not start:
-        raise CdalError("the file is empty (0 bytes)", "copy or export it again", path)
+        return _open_folder(path)
+    start = _start(path)
+    suffix = _suffix(path)
+    # A .mrxs file starts as the JPEG of an overview that may show the slide's label.
+    if suffix in _OPENSLIDE:
+        from .slides import open_slide
+
+        return open_slide(path)
     if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         from .images import open_image
 
@@ -47,16 +49,63 @@ def open_source(path: Path) -> Source:
         from .tiff import open_tiff
 
         return open_tiff(path)
-    if path.suffix.lower() in _OPENSLIDE:
-        from .slides import open_slide
+    if start[128:132] == b"DICM":
+        from .dicom import open_dicom
 
-        return open_slide(path)
-    if path.suffix.lower() in _PNG_JPEG | _TIFF:
-        reason = f"is named {path.suffix} but holds no PNG, JPEG or TIFF"
+        return open_dicom(path)
+    if start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0" or _is_packed(start, suffix):
+        from .nifti import open_nifti
+
+        return open_nifti(path)
+    if suffix in _FILES | _DICOM:
+        other = "DICOM" if suffix in _DICOM else "NIfTI" if suffix in _NIFTI else None
+        reason = f"is named {suffix} but holds no {other or 'PNG, JPEG or TIFF'}"
         raise CdalError(reason, "check what the file really is", path)
     raise CdalError(
-        f"files of type {path.suffix or 'unknown'} are not read", f"use {', '.join(_READ)}", path
+        f"files of type {suffix or 'unknown'} are not read", f"use {', '.join(_READ)}", path
     )
+
+
+def _open_folder(path: Path) -> Source:
+    if _is_zarr(path):
+        from .zarr_images import open_zarr
+
+        return open_zarr(path)
+    if is_results_folder(path):
+        raise CdalError("holds results of cdal, not input", "give the image itself", path)
+    from .dicom import dicom_files, open_dicom
+
+    if dicom_files(path):
+        return open_dicom(path)
+    raise CdalError("is a folder", "use `cdal batch` for the files in it", path)
+
+
+def _start(path: Path) -> bytes:
+    """First bytes of a file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise CdalError("is no regular file", "give an image or slide", path)
+        with path.open("rb") as file:
+            start = file.read(352)
+    except OSError as error:
+        raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
+    if not start:
+        raise CdalError("the file is empty (0 bytes)", "copy or export it again", path)
+    return start
+
+
+def _suffix(path: Path) -> str:
+    """Suffix in small letters; `.nii.gz` is one."""
+    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+
+
+def _is_packed(start: bytes, suffix: str) -> bool:
+    return suffix == ".nii.gz" and start.startswith(b"\x1f\x8b")
+
+
+def _is_zarr(folder: Path) -> bool:
+    named = folder.suffix.lower() == ".zarr"
+    return named or any((folder / name).is_file() for name in _ZARR_FILES)
 
 
 def find_sources(
@@ -65,8 +114,10 @@ def find_sources(
     exclude: Iterable[str] = (),
     on_skip: Callable[[CdalError], None] | None = None,
 ) -> list[Path]:
-    """Files below `folder` that are named like images or slides, in alphabetical order.
+    """Inputs below `folder`, in alphabetical order: one for each slide, image and volume.
 
+    A .zarr folder is one, and so is a folder with a DICOM slide or series; of several series in a
+    folder one file stands for each. The folder beside a .mrxs file belongs to it.
     Hidden folders and folders of results are left out.
 
     Parameters
@@ -101,44 +152,50 @@ def find_sources(
 
     found = []
     for parent, folders, files in os.walk(folder, onerror=unlistable):
+        here = Path(parent)
         for name in folders:
-            if Path(parent, name).is_symlink():
-                skip(CdalError("is a link to a folder", "give it by itself", Path(parent, name)))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and not is_results_folder(Path(parent, name))
-        ]
-        for path in (Path(parent, name) for name in files):
-            named = path.suffix.lower() in _READ and not path.name.startswith(".")
-            if not named or not matches(path, include) or matches(path, exclude):
+            if (here / name).is_symlink():
+                skip(CdalError("is a link to a folder", "give it by itself", here / name))
+        paths, folders[:] = _inputs_in(here, folders, files)
+        for path in paths:
+            hidden = path.name.startswith(".")
+            if hidden or not matches(path, include) or matches(path, exclude):
                 continue
-            if path.is_file():
+            if path.is_file() or path.is_dir():
                 found.append(path)
             else:
                 skip(CdalError("is no regular file, or a broken link", "check it", path))
     return sorted(found)
 
 
-def describe(path: Path) -> dict[str, str]:
-    """What a file is and how it would be read, for people.
+def _inputs_in(here: Path, folders: list[str], files: list[str]) -> tuple[list[Path], list[str]]:
+    """Inputs right in a folder, and the names of the folders to look into."""
+    below = [n for n in folders if not n.startswith(".") and not is_results_folder(here / n)]
+    whole = {n for n in below if not (here / n).is_symlink() and _is_zarr(here / n)}
+    beside = {Path(n).stem for n in files if _suffix(Path(n)) == ".mrxs"}
+    names = [n for n in files if _suffix(Path(n)) in _FILES]
+    paths = [here / n for n in (*names, *whole)] + _dicom_inputs(here, files)
+    return paths, [n for n in below if n not in whole | beside]
 
-    Raises
-    ------
-    CdalError
-        If it cannot be read; its pixels are decoded to find out.
-    """
-    source = open_source(path)
-    pixels = source.read()
-    height, width = source.shape
-    power = f"{source.magnification:g}x" if source.magnification else "not in the file"
-    mpp = f"{source.mpp:.4g} µm per pixel" if source.mpp else "unknown"
-    return {
-        "file": str(path),
-        "kind": source.kind,
-        "reader": source.reader,
-        "size": f"{width} x {height}, {source.levels} level(s)",
-        "pixels": f"{'grayscale' if pixels.ndim == 2 else 'RGB'}, {pixels.dtype}",
-        "resolution": f"{mpp} ({source.mpp_source})",
-        "magnification": power,
-    }
+
+def files_of(path: Path) -> list[Path]:
+    """Files that an input consists of, to tell whether it has changed."""
+    if _suffix(path) == ".mrxs":
+        return [path, *(file for file in path.with_suffix("").rglob("*") if file.is_file())]
+    if not path.is_dir():
+        return [path]
+    if _is_zarr(path):
+        return [file for file in path.rglob("*") if file.is_file()]
+    from .dicom import dicom_files
+
+    return dicom_files(path)
+
+
+def _dicom_inputs(folder: Path, files: list[str]) -> list[Path]:
+    """DICOM inputs among these files of a folder: one for each series."""
+    maybe = {"", *_DICOM, ".ima"}
+    if not any(_suffix(Path(n)) in maybe or _suffix(Path(n))[1:].isdigit() for n in files):
+        return []
+    from .dicom import dicom_inputs
+
+    return dicom_inputs(folder)

@@ -96,7 +96,7 @@ def _feature(
 
 
 def _features(
-    result: Segmentation, name: str, mpp: float | None, shape: tuple[int, int]
+    result: Segmentation, name: str, mpp: float | None, shape: tuple[int, ...]
 ) -> Iterator[dict[str, Any]]:
     objects, pixel = result.objects, result.pixel
     largest = (shape[1], shape[0])
@@ -119,7 +119,7 @@ def _features(
 
 
 def write_geojson(
-    path: Path, result: Segmentation, name: str, mpp: float | None, shape: tuple[int, int]
+    path: Path, result: Segmentation, name: str, mpp: float | None, shape: tuple[int, ...]
 ) -> None:
     """Write the outlines of all objects.
 

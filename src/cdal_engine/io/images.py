@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from ..errors import CdalError
 from .colour import over_white
-from .source import Source, believed, check_size, decoding
+from .levels import levels_of
+from .source import Box, Source, believed, check_size, decoding
 
 __all__ = ["open_image"]
 
@@ -30,7 +32,7 @@ def open_image(path: Path) -> Source:
     """
     with decoding(path), _opened(path) as image:
         size, kind, dpi = image.size, image.format, image.info.get("dpi")
-        gray = image.mode in _GRAYSCALE
+        gray, dtype = image.mode in _GRAYSCALE, _dtype(image.mode)
     shape = (size[1], size[0])
     check_size(shape, path)
     mpp = _mpp(dpi)
@@ -38,14 +40,33 @@ def open_image(path: Path) -> Source:
         path=path,
         kind="image",
         reader=f"Pillow, {kind}",
-        shape=shape,
+        levels=levels_of([shape], mpp),
         channels=1 if gray else 3,
+        pixels=_ImagePixels(path, shape, dtype),
         mpp=mpp,
         mpp_source="resolution tag" if mpp else "not in the file",
-        magnification=None,
-        levels=1,
-        read=lambda: _read(path),
     )
+
+
+@dataclass(frozen=True)
+class _ImagePixels:
+    """PNG and JPEG are decoded whole, whatever part is asked for."""
+
+    path: Path
+    shape: tuple[int, int]
+    dtype: np.dtype[np.generic]
+
+    def tile(self, level: int) -> tuple[int, int]:
+        return self.shape
+
+    def read(self, level: int, box: Box) -> NDArray[np.generic]:
+        return _read(self.path)[box]
+
+
+def _dtype(mode: str) -> np.dtype[np.generic]:
+    """Type of what `_read` returns for a mode of Pillow."""
+    wide = {"1": np.bool_, "I": np.int32, "F": np.float32}
+    return np.dtype(wide.get(mode, np.uint16 if mode.startswith("I;16") else np.uint8))
 
 
 def _opened(path: Path) -> Image.Image:

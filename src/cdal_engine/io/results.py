@@ -69,6 +69,7 @@ class ResultsFolder:
         result: Segmentation,
         mpp: float | None,
         save: tuple[str, ...],
+        downsample: float = 1.0,
     ) -> None:
         """Write what is asked for aside.
 
@@ -76,12 +77,14 @@ class ResultsFolder:
         ----------
         source : Source
         image : ndarray
-            Its pixels.
+            The pixels that were segmented.
         result : Segmentation
         mpp : float or None
-            Micrometres per pixel of `image`.
+            Micrometres per pixel of the source's first level.
         save : tuple of str
             Any of labels, probability, uncertainty, attention, samples, table, geojson, overview.
+        downsample : float
+            Pixels of the first level to one of `image`.
 
         Raises
         ------
@@ -117,7 +120,8 @@ class ResultsFolder:
             if "overview" in save:
                 from .overview import write_overview
 
-                write_overview(folder / "overview.png", image, result, mpp)
+                image_mpp = None if mpp is None else mpp * downsample
+                write_overview(folder / "overview.png", image, result, image_mpp)
 
     def publish(self, record: dict[str, Any], keep: bool = False) -> dict[str, Any]:
         """Move what was written into place and write run.json; return what it records.

@@ -18,7 +18,7 @@ __all__ = ["object_table", "write_table"]
 _CSV_ROWS = 100_000
 
 
-def object_table(result: Segmentation, mpp: float | None, shape: tuple[int, int]) -> pa.Table:
+def object_table(result: Segmentation, mpp: float | None, shape: tuple[int, ...]) -> pa.Table:
     """One row an object, in level-0 pixels with the origin at the corner, and in micrometres.
 
     Parameters

@@ -1,0 +1,102 @@
+"""NIfTI volumes, by nibabel, in their own order of axes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CdalError
+from .levels import Level
+from .source import Box, Source, check_size, decoding
+from .volumes import needed
+
+__all__ = ["open_nifti"]
+
+_DENSEST = 1040  # gzip packs 1032 bytes into one at most
+
+
+def open_nifti(path: Path) -> Source:
+    """Open a volume in a .nii or .nii.gz file.
+
+    Raises
+    ------
+    CdalError
+        If it is damaged, truncated or too large, or is no single grayscale volume.
+    """
+    nib = needed("nibabel")
+    with decoding(path):
+        image = _loaded(nib, path)
+        stored = image.shape
+        shape = stored[:3] + (1,) * (3 - len(stored))
+        if math.prod(stored[3:]) != 1:
+            raise CdalError(
+                f"holds {math.prod(stored[3:])} volumes ({' x '.join(map(str, stored))})",
+                "save each as a file of its own",
+            )
+        if image.get_data_dtype().kind not in "buif":
+            raise CdalError(
+                f"voxels of type {image.get_data_dtype()}, no grayscale", "save one channel"
+            )
+        check_size(shape, path)
+        _check_bytes(image, path)
+        dtype = np.asanyarray(image.dataobj[(slice(0, 1),) * len(stored)]).dtype
+        affine = np.asarray(image.affine, np.float64)
+    spacing = " x ".join(f"{np.linalg.norm(affine[:3, axis]):.4g}" for axis in range(3))
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise CdalError("its affine matrix is not invertible", "correct its header", path)
+    return Source(
+        path=path,
+        kind="volume",
+        reader=f"nibabel, {type(image).__name__}, axes {''.join(nib.aff2axcodes(affine))}",
+        levels=(Level(shape, (1.0, 1.0, 1.0)),),
+        channels=1,
+        pixels=_NiftiPixels(path, shape, dtype),
+        mpp_source=f"voxels of {spacing} mm",
+        affine=affine,
+    )
+
+
+def _loaded(nib: Any, path: Path) -> Any:
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
+        raise CdalError(f"is {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
+    return image
+
+
+def _check_bytes(image: Any, path: Path) -> None:
+    """Refuse a header that promises more than the file can hold."""
+    offset = int(image.dataobj.offset)
+    promised = offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    size = path.stat().st_size
+    if promised > (size * _DENSEST if path.name.endswith(".gz") else size):
+        raise CdalError(
+            f"the file is truncated: its header promises {promised} bytes, it has {size}",
+            "copy or export it again",
+            path,
+        )
+
+
+@dataclass(frozen=True)
+class _NiftiPixels:
+    """Slabs of an uncompressed file; a compressed one is unpacked up to what is asked for."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    def tile(self, level: int) -> tuple[int, ...]:
+        return self.shape if self.path.name.endswith(".gz") else (*self.shape[:2], 1)
+
+    def read(self, level: int, box: Box) -> NDArray[np.generic]:
+        import nibabel as nib
+
+        image: Any = nib.load(self.path)
+        index = box[: len(image.shape)] + (slice(None),) * (len(image.shape) - len(box))
+        sizes = [s.stop - s.start for s in box]
+        voxels: NDArray[np.generic] = np.asanyarray(image.dataobj[index]).reshape(sizes)
+        return voxels.astype(self.dtype, copy=False)

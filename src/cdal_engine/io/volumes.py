@@ -1,0 +1,89 @@
+"""Volumes: what NIfTI and DICOM series share, and labels back in a volume's own space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CdalError
+from .source import Source
+
+__all__ = ["needed", "write_volume_labels"]
+
+_SCANNER = 1  # NIfTI's code for coordinates of the scanner
+
+
+def needed(name: str) -> ModuleType:
+    """Import a library of the extra `volumes`.
+
+    Raises
+    ------
+    CdalError
+        If it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        raise CdalError(
+            f"volumes are read with {name}, which is not installed",
+            "pip install 'napari-cdal[volumes]'",
+        ) from None
+
+
+def write_volume_labels(path: Path, labels: NDArray[np.integer], source: Source) -> None:
+    """Write labels as NIfTI so that they overlay exactly on the volume they are of.
+
+    Of a NIfTI file its own qform, sform and their codes are kept; texts of its header are not,
+    as they may name a patient.
+
+    Parameters
+    ----------
+    path : Path
+        Ends with .nii or .nii.gz.
+    labels : ndarray
+        In the order of axes of `source.read()`, not negative.
+    source : Source
+        The volume.
+
+    Raises
+    ------
+    CdalError
+        If the labels have another shape than the volume.
+    """
+    if labels.shape != source.shape or source.affine is None:
+        raise CdalError(
+            f"labels of shape {labels.shape} do not fit the volume's {source.shape}",
+            "give labels of every voxel, in the volume's own order of axes",
+            source.path,
+        )
+    nib: Any = needed("nibabel")
+    dtype = np.min_scalar_type(int(labels.max(initial=0)))
+    values = labels.astype(dtype)
+    if source.path.is_file() and isinstance(volume := _load(nib, source.path), nib.Nifti1Image):
+        header = volume.header.copy()
+        for text in {"descrip", "aux_file", "db_name", "intent_name"} & set(header.keys()):
+            header[text] = b""
+        header.extensions.clear()
+        header.set_data_dtype(dtype)
+        header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0
+        image = type(volume)(values, None, header)
+    else:
+        image = nib.Nifti1Image(values, source.affine, dtype=dtype)
+        image.set_qform(source.affine, _SCANNER)
+        image.set_sform(source.affine, _SCANNER)
+        image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def _load(nib: Any, path: Path) -> Any:
+    try:
+        return nib.load(path)
+    except nib.filebasedimages.ImageFileError:  # one file of a DICOM series
+        return None
