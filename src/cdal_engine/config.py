@@ -48,6 +48,7 @@ class ImageConfig(_Frozen):
     normalisation: Literal["constant", "percentile"] = "constant"
     mean: tuple[float, ...] = (0.66, 0.47, 0.66)
     std: tuple[float, ...] = (0.2, 0.21, 0.17)
+    slice_axis: Literal[-3, -2, -1] = -1  # of a volume's array: slices lie across this axis
 
     @model_validator(mode="after")
     def _one_constant_per_channel(self) -> Self:
@@ -185,6 +186,9 @@ class TrainConfig(_Frozen):
     warmup: Annotated[int, Field(ge=0)] = 100  # optimiser steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per optimiser step
     augment: bool = True
+    # "any": turned and mirrored at will; "upright": tilted a little, where left, right, up and
+    # down mean something, as in X-rays and MRI.
+    orientation: Literal["any", "upright"] = "any"
     seed: int = 0
     validate_every: Annotated[float, Field(gt=0)] = 8.0  # minutes
     checkpoint_every: Annotated[float, Field(gt=0)] = 3.0  # minutes

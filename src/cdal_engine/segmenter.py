@@ -21,7 +21,7 @@ from .inference import AtOnce, Inference, Maps
 from .memory import fitting
 from .model import Model
 from .networks import receptive_halo
-from .preparation import Grid, grid_scale, normalise, prepare, resample
+from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample
 from .tiling import Box, plan
 
 __all__ = ["Progress", "Segmentation", "Segmenter"]
@@ -114,6 +114,7 @@ class Segmenter:
         *,
         region: Box | None = None,
         mpp: float | None = None,
+        limits: Limits | None = None,
         samples: int = 5,
         steps: int | None = None,
         seed: int = 0,
@@ -133,6 +134,8 @@ class Segmenter:
             and objects' coordinates start at its corner, and objects end at its edge.
         mpp : float, optional
             Micrometres per pixel of the image; by default the model's own.
+        limits : ndarray, optional
+            Of the volume that the image is a slice of: see `volume.segment_volume`.
         samples : int
             Answers drawn from the model and averaged.
         steps : int, optional
@@ -180,7 +183,7 @@ class Segmenter:
             )
             inference = replace(inference, at_once=fitting(inference, tiles))
             window = grid.around(self.halo(schedule))
-            x = resample(normalise(x, config.image), grid.scale, window)
+            x = resample(normalise(x, config.image, limits), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
             mpp = mpp or config.image.mpp
             if on_model_grid and grid.scale != 1:

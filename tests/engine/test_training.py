@@ -22,9 +22,11 @@ from cdal_engine.errors import Cancelled, CdalError
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.augmentation import Augmentation, random_crop
+from cdal_engine.training.checks import load_checked
 from cdal_engine.training.curves import read_rows
-from cdal_engine.training.dataset import Pair, find_pairs, load_for_training, split
+from cdal_engine.training.dataset import Pair, find_pairs, load_pair
 from cdal_engine.training.loop import Trainer
+from cdal_engine.training.splits import split
 from cdal_engine.training.validation import evaluate
 
 SMALL = ModelConfig(
@@ -219,8 +221,8 @@ def test_every_unusable_pair_is_named_at_once(tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "labels" / f"{name}.tif", label)
     (tmp_path / "images" / "text.png").write_text("not a picture")
     tifffile.imwrite(tmp_path / "labels" / "text.tif", ids)
-    with pytest.raises(CdalError, match="5 unusable") as caught:
-        load_for_training(find_pairs(tmp_path), SMALL, None)
+    with pytest.raises(CdalError, match="5 problems") as caught:
+        load_checked((find_pairs(tmp_path), []), config_of())
     for words in (
         "differ in size",
         "takes RGB",
@@ -232,10 +234,8 @@ def test_every_unusable_pair_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_images_are_brought_to_the_models_resolution(data: Path) -> None:
-    pairs = find_pairs(data)[:1]
-    (_, labels), (large, large_labels) = (
-        load_for_training(pairs, SMALL, mpp)[0] for mpp in (None, 0.5)
-    )
+    pair = find_pairs(data)[0]
+    (_, labels), (large, large_labels) = (load_pair(pair, SMALL, mpp)[0] for mpp in (None, 0.5))
     assert large.shape == (3, 192, 192)
     assert large_labels.shape == (1, 192, 192)
     assert torch.equal(large_labels[:, ::2, ::2], labels)
@@ -316,7 +316,7 @@ def test_a_damaged_validation_image_is_named_before_training(data: Path, tmp_pat
     copy = Path(shutil.copytree(data, tmp_path / "data"))
     config = config_of(validation=("case0",))
     (copy / "images" / "case0.png").write_bytes((copy / "images" / "case0.png").read_bytes()[:999])
-    with pytest.raises(CdalError, match=r"1 unusable.*case0"):
+    with pytest.raises(CdalError, match=r"case0\.png: cannot be decoded"):
         Trainer(config, split(find_pairs(copy), config), tmp_path / "run", "cpu")
 
 
@@ -335,7 +335,7 @@ def test_a_damaged_checkpoint_and_another_architecture(
 def test_images_normalised_by_their_own_statistics_keep_them_in_crops(data: Path) -> None:
     image = ImageConfig(mpp=None, normalisation="percentile", mean=(), std=())
     model = SMALL.model_copy(update={"image": image})
-    pixels, _ = load_for_training(find_pairs(data)[:1], model, None)[0]
+    pixels, _ = load_pair(find_pairs(data)[0], model, None)[0]
     assert pixels.min() < -0.9
     assert pixels.max() > 0.9
 
@@ -346,6 +346,6 @@ def test_the_files_resolution_is_believed(data: Path, tmp_path: Path) -> None:
     with Image.open(pair.image) as image:
         image.save(copy, dpi=(50800, 50800))
     marked = Pair(copy, pair.label)
-    sizes = [load_for_training([p], SMALL, None)[0][0].shape[1] for p in (pair, marked)]
+    sizes = [load_pair(p, SMALL, None)[0][0].shape[1] for p in (pair, marked)]
     assert sizes == [96, 192]
-    assert load_for_training([marked], SMALL, 0.25)[0][0].shape[1] == 96
+    assert load_pair(marked, SMALL, 0.25)[0][0].shape[1] == 96

@@ -34,7 +34,8 @@ def evaluate(
     from ..model import Model
     from ..segmenter import Segmenter
     from ..training import validation
-    from ..training.dataset import find_pairs, split
+    from ..training.dataset import find_pairs
+    from ..training.splits import split
 
     if output is not None and not output.parent.is_dir():
         raise CdalError("no such folder", "make it, or choose another with -o", output.parent)

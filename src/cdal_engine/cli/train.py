@@ -39,7 +39,8 @@ def train(
             f"training needs {error.name}", "pip install 'napari-cdal[train]'"
         ) from None
     from ..model import Model
-    from ..training.dataset import find_pairs, split
+    from ..training.dataset import match_files
+    from ..training.splits import split
 
     if resume and output is None:
         raise CdalError("--resume needs the run's folder", "give it with -o")
@@ -50,9 +51,10 @@ def train(
     settings = _settings(run / "config.yaml" if resume and config is None else config, start)
     changes = {"steps": steps, "minutes": minutes}
     settings = settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    pairs = split(find_pairs(data), settings)
+    found, known = match_files(data)
+    pairs = split(found, settings, known)
     typer.echo(f"{len(pairs[0])} training and {len(pairs[1])} validation images; run: {run}")
-    trainer = Trainer(settings, pairs, run, device, resume, start)
+    trainer = Trainer(settings, pairs, run, device, resume, start, known)
     with deferred(_told) as stop, share_bar("training") as update:
 
         def report(row: dict[str, float]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 __all__ = ["Augmentation", "random_crop"]
 
+_TILT = math.radians(15)
 _MARGIN = 1.5  # of the crop's edge, so that rotating and shrinking rarely reach beyond the image
 
 
@@ -45,9 +46,11 @@ class Augmentation:
         Edge in pixels.
     color : bool
         Whether the images are RGB stains in 0 … 1.
+    upright : bool
+        Whether to tilt a little only, and never mirror.
     """
 
-    def __init__(self, crop: int, color: bool) -> None:
+    def __init__(self, crop: int, color: bool, upright: bool = False) -> None:
         self.crop = crop
         self.color = color
         both = ["image", "label"]
@@ -57,13 +60,13 @@ class Augmentation:
                     both,
                     prob=1.0,
                     spatial_size=(crop, crop),
-                    rotate_range=math.pi,
+                    rotate_range=_TILT if upright else math.pi,
                     scale_range=((-0.35, 0.35), (-0.35, 0.35)),
                     shear_range=0.1,
                     mode=["bilinear", "nearest"],
                     padding_mode="reflection",
                 ),
-                RandFlipd(both, prob=0.5, spatial_axis=0),
+                RandFlipd(both, prob=0.0 if upright else 0.5, spatial_axis=0),
                 RandGaussianSmoothd(["image"], (0.3, 1.5), (0.3, 1.5), prob=0.25),
                 RandGaussianNoised(["image"], prob=0.2, std=0.05),
             ]

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from ..model import Model, Networks
 from ..preparation import normalise
 from .augmentation import Augmentation, random_crop
 from .calibration import decoding_fitted
+from .checks import load_checked
 from .curves import append_row, draw_curves, read_rows
-from .dataset import Pair, load_for_training
+from .dataset import Pair
 from .objective import Objective
 
 __all__ = ["Trainer", "update_average"]
@@ -54,6 +55,8 @@ class Trainer:
         Go on from the folder's checkpoint.
     init : Model, optional
         Start from its weights.
+    known : list of CdalError
+        Problems of the data found already, to be named with those of `load_checked`.
 
     Raises
     ------
@@ -70,15 +73,14 @@ class Trainer:
         device: str = "auto",
         resume: bool = False,
         init: Model | None = None,
+        known: Sequence[CdalError] = (),
     ) -> None:
         self.config, self.run_folder, self.validation_pairs = config, run, pairs[1]
         self.device = select_device(device)
         if config.model.network.spatial_dims != 2:
             raise CdalError("spatial_dims 3: training is 2-D so far", "use spatial_dims: 2")
         self._open_folder(resume)
-        # All pairs are checked before the first step; validation reads its own as it goes.
-        load_for_training(pairs[1], config.model, config.mpp)
-        self.data = load_for_training(pairs[0], config.model, config.mpp)
+        self.data = load_checked(pairs, config, known)
         self.objective = Objective(config, self.device)
         torch.manual_seed(config.seed)
         self.networks = Networks(config.model)
@@ -229,7 +231,7 @@ class Trainer:
         constant = config.model.image.normalisation == "constant"
         if config.augment:
             stained = config.model.image.channels == 3 and constant
-            augmentation = Augmentation(config.crop, stained)
+            augmentation = Augmentation(config.crop, stained, config.orientation == "upright")
             image, labels = augmentation(image, labels, rng)
         else:
             image, labels = random_crop(image, labels, config.crop, rng)

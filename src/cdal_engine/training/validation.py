@@ -1,9 +1,10 @@
-"""Validation as users run it: whole images through the Segmenter, every metric of `metrics`."""
+"""Validation as users run it: whole images and volumes, every metric of `metrics`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from .. import metrics
 from ..config import ModelConfig
 from ..errors import CdalError
 from ..segmenter import Segmentation, Segmenter
+from ..volume import segment_volume
 from .dataset import Pair, read_pair
 
 __all__ = ["Evaluation", "Scores", "evaluate", "score"]
@@ -68,14 +70,14 @@ class Evaluation:
 
 
 def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig) -> Scores:
-    """Every metric of one image.
+    """Every metric of one image, or of one volume as a whole.
 
     Parameters
     ----------
     result : Segmentation
         With its samples kept.
     labels : ndarray
-        (H, W) truth: instances, class ids or a mask, as `config.target` says.
+        (H, W), or (I, J, K), truth: instances, class ids or a mask, as `config.target` says.
     config : ModelConfig
         Decoding as the answer was: `of_supervised_head` for the head's.
 
@@ -94,6 +96,8 @@ def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig
         masks = [(result.labels == k, labels == k) for k in kinds]
         for name, (p, t) in zip(config.classes, masks, strict=True):
             scores[f"dice_{name}"] = metrics.dice(p, t)
+            of_class = metrics.precision_recall(p, t)
+            scores[f"precision_{name}"], scores[f"recall_{name}"] = of_class
     else:
         masks = [(found, truth)]
     scores["dice"] = float(np.mean([metrics.dice(p, t) for p, t in masks]))
@@ -133,15 +137,12 @@ def evaluate(
     for pair in pairs:
         try:
             image, labels, own = read_pair(pair, config, mpp)
-            result = segmenter.segment(
-                image,
-                mpp=own,
-                samples=samples,
-                steps=steps,
-                seed=seed,
-                keep_samples=True,
-                attention=False,
+            run = (
+                partial(segment_volume, segmenter)
+                if pair.is_volume
+                else partial(segmenter.segment, mpp=own, attention=False)
             )
+            result = run(image, samples=samples, steps=steps, seed=seed, keep_samples=True)
         except CdalError as error:
             raise error.at(pair.image) from None
         scores = score(result, labels.astype(np.int64), config)
