@@ -1,8 +1,9 @@
 """cdal train: from a folder of images and labels to a model."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from ..config import TrainConfig
     from ..model import Model
 
+_T = TypeVar("_T")
+_Report = Callable[[dict[str, float]], None]
+
 
 def train(
     data: Annotated[Path, typer.Argument(help="Folder with images/ and labels/ (or masks/).")],
@@ -23,9 +27,17 @@ def train(
         typer.Option("--output", "-o", help="Run folder. [default: cdal-runs/TIME]"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or JSON with training options.")] = None,
-    init: Annotated[str | None, typer.Option(help="Model to start from: fine-tuning.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Model to start from: fine-tuning, if need be to few images.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after so long.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Cross-validation: parts of the patients.")
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option(min=1, help="Which of --folds is held out, from 1.")
+    ] = None,
     device: options.Device = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")
@@ -33,6 +45,7 @@ def train(
 ) -> None:
     """Train or fine-tune a model; the best by validation lies in RUN/best."""
     try:
+        from ..training import finetune
         from ..training.loop import Trainer
     except ImportError as error:
         raise CdalError(
@@ -49,32 +62,50 @@ def train(
     run = output or Path("cdal-runs") / time.strftime("%Y%m%d-%H%M%S")
     start = Model.load(init) if init else None
     settings = _settings(run / "config.yaml" if resume and config is None else config, start)
-    changes = {"steps": steps, "minutes": minutes}
-    settings = settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    settings = _changed(settings, steps, minutes, folds, fold)
     found, known = match_files(data)
-    pairs = split(found, settings, known)
-    typer.echo(f"{len(pairs[0])} training and {len(pairs[1])} validation images; run: {run}")
-    trainer = Trainer(settings, pairs, run, device, resume, start, known)
+    outcome: finetune.Outcome | None
+    if start is not None and not known and finetune.is_leave_one_out(found, settings):
+        typer.echo(f"{len(found)} images, each held out in turn; run: {run}")
+        outcome = _watched(
+            lambda report: finetune.fine_tune(settings, found, run, device, start, report),
+            "start again with another -o",
+        )
+    else:
+        pairs = split(found, settings, known)
+        typer.echo(f"{len(pairs[0])} training and {len(pairs[1])} validation images; run: {run}")
+        trainer = Trainer(settings, pairs, run, device, resume, start, known)
+        _watched(trainer.run, f"saved; go on with --resume -o {run}")
+        outcome = finetune.outcome_of(run, settings)
+    best = run / "best"
+    if outcome is not None:
+        typer.echo(f"{outcome}")
+    if outcome is not None and not outcome.better:
+        typer.echo(f"fine-tuning did not make it better: {best} is the model as it was")
+    else:
+        typer.echo(f"best model: {best}; use it with --model {best}")
+
+
+def _watched(work: Callable[[_Report], _T], saved: str) -> _T:
+    """Run training with its progress shown; Ctrl-C ends it between two steps, and says `saved`."""
     with deferred(_told) as stop, share_bar("training") as update:
 
         def report(row: dict[str, float]) -> None:
             loss = row.get("reconstruction", float("nan"))
-            rate = row["seconds"] / row["step"]
+            rate = row["seconds"] / max(row["step"], 1)
             text = f"step {row['step']:.0f}, {rate:.2f} s each, loss {loss:.3f}"
             update(text, row["progress"])
             if "dice" in row:
                 scores = ", ".join(f"{k} {row[k]:.3f}" for k in ("dice", "aji", "pq") if k in row)
                 console.print(f"step {row['step']:.0f}, validation: {scores}")
-
             if stop:
                 raise Cancelled
 
         try:
-            best = trainer.run(report)
+            return work(report)
         except Cancelled:
-            console.print(f"saved; go on with --resume -o {run}", markup=False, soft_wrap=True)
+            console.print(saved, markup=False, soft_wrap=True)
             raise KeyboardInterrupt from None
-    typer.echo(f"best model: {best}; use it with --model {best}")
 
 
 def _told() -> None:
@@ -82,9 +113,26 @@ def _told() -> None:
 
 
 def _settings(config: Path | None, start: "Model | None") -> "TrainConfig":
-    """Read the config, or take the defaults for the model to start from."""
+    """Read the config over the defaults, or over those of fine-tuning the model to start from."""
     from ..config import TrainConfig
+    from ..training import finetune
 
-    if config is not None:
-        return TrainConfig.from_file(config)
-    return TrainConfig() if start is None else TrainConfig(model=start.config)
+    base = TrainConfig() if start is None else finetune.defaults(start.config)
+    return base if config is None else TrainConfig.from_file(config, base)
+
+
+def _changed(
+    settings: "TrainConfig",
+    steps: int | None,
+    minutes: float | None,
+    folds: int | None,
+    fold: int | None,
+) -> "TrainConfig":
+    """Put what the command line says in place of the config's."""
+    from ..config import TrainConfig, validated
+
+    if (folds is None) != (fold is None):
+        raise CdalError("--folds K and --fold I belong together", "give both or neither")
+    changes = {"steps": steps, "minutes": minutes, "fold": (fold, folds) if folds else None}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return validated(TrainConfig, settings.model_dump() | changes)

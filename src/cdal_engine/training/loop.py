@@ -17,19 +17,22 @@ import yaml
 from torch import Tensor, nn
 
 from .. import targets
-from ..config import TrainConfig
+from ..config import ModelConfig, TrainConfig
 from ..device import select_device
 from ..errors import Cancelled, CdalError
 from ..model import Model, Networks
 from ..preparation import normalise
+from ..segmenter import Segmenter
 from .augmentation import Augmentation, random_crop
 from .calibration import decoding_fitted
 from .checks import load_checked
 from .curves import append_row, draw_curves, read_rows
 from .dataset import Pair
+from .freezing import freeze
 from .objective import Objective
+from .validation import Scores, evaluate
 
-__all__ = ["Trainer", "update_average"]
+__all__ = ["Trainer", "deciding_score", "update_average"]
 
 Report = Callable[[dict[str, float]], None]
 Batch = tuple[Tensor, Tensor]  # normalised images (B, C, H, W), label maps x_0 (B, K, H, W)
@@ -40,7 +43,9 @@ class Trainer:
     """One training run in one folder.
 
     The folder holds config.yaml, metrics.csv, curves.png, checkpoint.pt, and the models `last/`
-    and `best/` (by validation Dice of the sampled mean, cut where that is highest).
+    and `best/`: the one with the highest validation Dice of the sampled mean, cut where that is
+    highest unless `config.decoding` is kept. With `init`, that model is the first to beat; without
+    validation pairs, the last is the best.
 
     Parameters
     ----------
@@ -54,7 +59,7 @@ class Trainer:
     resume : bool
         Go on from the folder's checkpoint.
     init : Model, optional
-        Start from its weights.
+        Start from its weights: fine-tuning.
     known : list of CdalError
         Problems of the data found already, to be named with those of `load_checked`.
 
@@ -84,6 +89,7 @@ class Trainer:
         self.objective = Objective(config, self.device)
         torch.manual_seed(config.seed)
         self.networks = Networks(config.model)
+        self.init = init
         if init is not None:
             _start_from(self.networks, init)
         self.networks.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -154,6 +160,9 @@ class Trainer:
         start = time.perf_counter() - self.seconds
         validated = saved = self.seconds
         losses: dict[str, list[float]] = defaultdict(list)
+        if self.init is not None and self.step == 0 and self.validation_pairs:
+            self._score(losses, report)
+            start = time.perf_counter()
         batches = self.batches()
         while self._progress() < 1:
             images, x_0 = next(batches)
@@ -248,6 +257,8 @@ class Trainer:
         ):
             optimizer.param_groups[0]["lr"] = rate * self.learning_rate_factor(progress)
         networks, weights, objective = self.networks.train(), self.config.losses, self.objective
+        if self.config.frozen > 0:
+            freeze(networks.generator, trunk=progress < self.config.frozen)
         draw = torch.Generator().manual_seed(hash((self.config.seed, self.step)) & 0x7FFFFFFF)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             batch = objective.noised(images, x_0, draw)
@@ -280,20 +291,29 @@ class Trainer:
     # -- results ----------------------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float]:
-        """Score the averaged model as users will run it, and keep it if it is the best so far.
-
-        Temperatures and thresholds become those that fit the validation images.
-        """
-        last = self.run_folder / "last"
-        Model.save(last, self.config.model, self.average)
-        config, scores = decoding_fitted(
-            Model.load(last), self.validation_pairs, str(self.device), self.config.mpp
-        )
-        Model.save(last, config, self.average)
-        if scores["fitted_dice"] > self.best:
-            self.best = scores["fitted_dice"]
-            Model.save(self.run_folder / "best", config, self.average)
+        """Score the averaged model as users will run it, and keep it if it is the best so far."""
+        if self.step == 0 and self.init is not None:
+            _, scores = self._judged(self.init)
+            config, networks = self.init.config, self.init.networks  # best/ is the model as it was
+        else:
+            last, networks = self.run_folder / "last", self.average
+            Model.save(last, self.config.model, networks)
+            config, scores = self._judged(Model.load(last))
+            Model.save(last, config, networks)
+        score = scores.get(deciding_score(self.config), math.inf)
+        if score > self.best or not scores:
+            self.best = score
+            Model.save(self.run_folder / "best", config, networks)
         return scores
+
+    def _judged(self, model: Model) -> tuple[ModelConfig, Scores]:
+        """The model's config with the decoding that is due, and its scores if it has images."""
+        pairs, device, mpp = self.validation_pairs, str(self.device), self.config.mpp
+        if not pairs:
+            return model.config, {}
+        if self.config.decoding == "fitted":
+            return decoding_fitted(model, pairs, device, mpp)
+        return model.config, evaluate(Segmenter(model, device), pairs, mpp=mpp).mean
 
     def _save(self) -> None:
         state = {
@@ -326,6 +346,11 @@ class Trainer:
         for name in ("networks", "average", "optimizer", "discriminator_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+
+
+def deciding_score(config: TrainConfig) -> str:
+    """Name of the validation score that the best model is the best by."""
+    return "fitted_dice" if config.decoding == "fitted" else "dice"
 
 
 @torch.no_grad()

@@ -46,7 +46,12 @@ def _held_out(pairs: list[Pair], config: TrainConfig) -> set[str]:
     if not config.validation:
         patients = sorted({pair.patient for pair in pairs})
         order = np.random.default_rng(config.seed).permutation(patients)
-        return set(order[: max(len(order) // 5, 1)].tolist())
+        if config.fold is None:
+            return set(order[: max(len(order) // 5, 1)].tolist())
+        part, parts = config.fold
+        if parts > len(order):
+            raise CdalError(f"{len(order)} patient(s) in {parts} folds", "use fewer folds")
+        return set(np.array_split(order, parts)[part - 1].tolist())
     unknown = set(config.validation) - {pair.stem for pair in pairs}
     if unknown:
         raise CdalError(f"no images for `validation`: {', '.join(sorted(unknown))}")
