@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,18 +67,10 @@ def evaluate(
                 "steps": steps,
                 "seed": seed,
             }
-            means[name] = {}
+            score = partial(validation.evaluate, segmenter, pairs, mpp=mpp, samples=samples)
             for answer, n in (("sampled", steps), ("supervised", 0)):
-                scores = validation.evaluate(
-                    segmenter,
-                    pairs,
-                    mpp=mpp,
-                    samples=samples,
-                    steps=n,
-                    seed=seed,
-                    on_image=on_image,
-                )
-                means[name][answer] = scores.mean
+                scores = score(steps=n, seed=seed, on_image=on_image)
+                means.setdefault(name, {})[answer] = scores.mean
                 reports[name][answer] = {"mean": scores.mean, "images": scores.images}
     report = {"runs": reports, **_over(means)} if run else reports[model]
     _show(_over(means))

@@ -55,17 +55,14 @@ def train(
     from ..training.dataset import match_files
     from ..training.splits import split
 
-    if resume and output is None:
-        raise CdalError("--resume needs the run's folder", "give it with -o")
-    if resume and init is not None:
-        raise CdalError("--resume goes on from a checkpoint, not from --init", "give one of them")
+    _check_resume(resume, output, init)
     run = output or Path("cdal-runs") / time.strftime("%Y%m%d-%H%M%S")
     start = Model.load(init) if init else None
-    settings = _settings(run / "config.yaml" if resume and config is None else config, start)
-    settings = _changed(settings, steps, minutes, folds, fold)
+    config = run / "config.yaml" if resume and config is None else config
+    settings = _changed(_settings(config, start), steps, minutes, folds, fold)
     found, known = match_files(data)
     outcome: finetune.Outcome | None
-    if start is not None and not known and finetune.is_leave_one_out(found, settings):
+    if start and not known and finetune.is_leave_one_out(found, settings):
         typer.echo(f"{len(found)} images, each held out in turn; run: {run}")
         outcome = _watched(
             lambda report: finetune.fine_tune(settings, found, run, device, start, report),
@@ -77,13 +74,13 @@ def train(
         trainer = Trainer(settings, pairs, run, device, resume, start, known)
         _watched(trainer.run, f"saved; go on with --resume -o {run}")
         outcome = finetune.outcome_of(run, settings)
-    best = run / "best"
     if outcome is not None:
         typer.echo(f"{outcome}")
-    if outcome is not None and not outcome.better:
-        typer.echo(f"fine-tuning did not make it better: {best} is the model as it was")
-    else:
+    best = run / "best"
+    if outcome is None or outcome.better:
         typer.echo(f"best model: {best}; use it with --model {best}")
+    else:
+        typer.echo(f"fine-tuning did not make it better: {best} is the model as it was")
 
 
 def _watched(work: Callable[[_Report], _T], saved: str) -> _T:
@@ -106,6 +103,13 @@ def _watched(work: Callable[[_Report], _T], saved: str) -> _T:
         except Cancelled:
             console.print(saved, markup=False, soft_wrap=True)
             raise KeyboardInterrupt from None
+
+
+def _check_resume(resume: bool, output: Path | None, init: str | None) -> None:
+    if resume and output is None:
+        raise CdalError("--resume needs the run's folder", "give it with -o")
+    if resume and init is not None:
+        raise CdalError("--resume goes on from a checkpoint, not from --init", "give one of them")
 
 
 def _told() -> None:
