@@ -199,6 +199,8 @@ class TrainConfig(_Frozen):
     # kept, as a single image would spoil them.
     decoding: Literal["fitted", "kept"] = "fitted"
     validate_every: Annotated[float, Field(gt=0)] = 8.0  # minutes
+    # Validations in a row without a better model after which a run ends; None: it runs to its end
+    patience: Annotated[int, Field(ge=1)] | None = None
     checkpoint_every: Annotated[float, Field(gt=0)] = 3.0  # minutes
 
     @model_validator(mode="after")

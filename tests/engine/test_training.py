@@ -113,6 +113,9 @@ def test_a_run_leaves_what_it_promises(data: Path, tmp_path: Path) -> None:
     assert {"dice", "aji", "pairwise_dice", "reconstruction", "discriminator"} <= rows[-1].keys()
     with Image.open(run / "curves.png") as picture:
         assert picture.width > 500
+    (drawn,) = (run / "examples").iterdir()
+    with Image.open(drawn) as picture:
+        assert picture.size == (96, 96)
     assert TrainConfig.from_file(run / "config.yaml") == config_of()
     assert not list(run.glob("*.tmp*"))
     Segmenter(Model.load(run / "best"), "cpu").segment(np.zeros((40, 40, 3), np.uint8), samples=1)
@@ -164,6 +167,18 @@ def test_resume_needs_the_same_config_and_a_checkpoint(data: Path, tmp_path: Pat
     train(config_of(steps=1), data, tmp_path / "run")
     with pytest.raises(CdalError, match="another config"):
         train(config_of(steps=1, crop=32), data, tmp_path / "run", resume=True)
+
+
+def test_a_run_without_progress_ends_early(data: Path, tmp_path: Path) -> None:
+    """Two validations without a better model are enough; the end survives a resume."""
+    config = config_of(
+        steps=50, learning_rate=1e-12, ema_decay=0.0, validate_every=1e-9, patience=2
+    )
+    ended = train(config, data, tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    best = max(range(len(rows)), key=lambda i: rows[i]["fitted_dice"])
+    assert ended.step == len(rows) == best + 3 < 50
+    assert train(config, data, tmp_path / "run", resume=True).step == ended.step
 
 
 def test_divergence_stops_and_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_confusion_matrix_metric, compute_dice, get_confusion_matrix
+from PIL import Image
 
 from cdal_engine.config import ImageConfig, LossConfig, ModelConfig, NetworkConfig, TrainConfig
 from cdal_engine.errors import CdalError
@@ -175,6 +176,9 @@ def test_training_on_volumes_leaves_a_model_for_volumes(data: Path, tmp_path: Pa
     config = training(orientation="upright")
     pairs = split(find_pairs(data), config)
     best = Trainer(config, pairs, tmp_path / "run", "cpu").run()
+    (drawn,) = (tmp_path / "run" / "examples").iterdir()
+    with Image.open(drawn) as picture:
+        assert picture.size == (26, 20)
     result = segment_volume(Segmenter(Model.load(best), "cpu"), phantom(0)[0], samples=1)
     assert result.labels.shape == SHAPE
 

@@ -28,6 +28,7 @@ from .calibration import decoding_fitted
 from .checks import load_checked
 from .curves import append_row, draw_curves, read_rows
 from .dataset import Pair
+from .examples import draw_examples
 from .freezing import freeze
 from .objective import Objective
 from .validation import Scores, evaluate
@@ -42,10 +43,11 @@ CHECKPOINT = "checkpoint.pt"
 class Trainer:
     """One training run in one folder.
 
-    The folder holds config.yaml, metrics.csv, curves.png, checkpoint.pt, and the models `last/`
-    and `best/`: the one with the highest validation Dice of the sampled mean, cut where that is
-    highest unless `config.decoding` is kept. With `init`, that model is the first to beat; without
-    validation pairs, the last is the best.
+    The folder holds config.yaml, metrics.csv, curves.png, checkpoint.pt, the models `last/` and
+    `best/`, and in the end `examples/`: validation images with the answer drawn over. The best has
+    the highest validation Dice of the sampled mean, cut where that is highest unless
+    `config.decoding` is kept. With `init`, that model is the first to beat; without validation
+    pairs, the last is the best.
 
     Parameters
     ----------
@@ -104,6 +106,7 @@ class Trainer:
             betas=(0.5, 0.9),
         )
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.in_vain = 0  # validations since the best
         if resume:
             self._restore(self.run_folder / CHECKPOINT)
         else:
@@ -190,6 +193,11 @@ class Trainer:
         rows = read_rows(self.run_folder / "metrics.csv")
         if not rows or rows[-1]["step"] != self.step:  # not so if a finished run is resumed
             self._score(losses, report)
+            if self.validation_pairs:
+                best = Segmenter(Model.load(self.run_folder / "best"), str(self.device))
+                draw_examples(
+                    best, self.validation_pairs, self.run_folder / "examples", self.config.mpp
+                )
 
     def _score(self, losses: dict[str, list[float]], report: Report) -> None:
         """Validate, save, and add a row to metrics.csv and the curves."""
@@ -203,6 +211,9 @@ class Trainer:
         report(row | {"progress": self._progress()})
 
     def _progress(self) -> float:
+        """Share of the run that is done, 1 or more at its end."""
+        if self.config.patience is not None and self.in_vain >= self.config.patience:
+            return 1.0
         by_steps = self.step / self.config.steps
         if self.config.minutes is None:
             return by_steps
@@ -301,8 +312,9 @@ class Trainer:
             config, scores = self._judged(Model.load(last))
             Model.save(last, config, networks)
         score = scores.get(deciding_score(self.config), math.inf)
+        self.in_vain += 1
         if score > self.best or not scores:
-            self.best = score
+            self.best, self.in_vain = score, 0
             Model.save(self.run_folder / "best", config, networks)
         return scores
 
@@ -321,6 +333,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "in_vain": self.in_vain,
             "networks": self.networks.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -346,6 +359,7 @@ class Trainer:
         for name in ("networks", "average", "optimizer", "discriminator_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.in_vain = state.get("in_vain", 0)  # none in checkpoints before `patience`
 
 
 def deciding_score(config: TrainConfig) -> str:

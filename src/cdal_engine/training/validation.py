@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from ..segmenter import Segmentation, Segmenter
 from ..volume import segment_volume
 from .dataset import Pair, read_pair
 
-__all__ = ["Evaluation", "Scores", "evaluate", "score"]
+__all__ = ["Evaluation", "Scores", "answered", "evaluate", "score"]
 
 Scores = dict[str, float]
 
@@ -119,6 +118,31 @@ def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig
     return scores
 
 
+def answered(
+    segmenter: Segmenter,
+    pair: Pair,
+    image: NDArray[np.generic],
+    mpp: float | None,
+    samples: int = 5,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Segmentation:
+    """Segment what `read_pair` read, an image or a volume, and keep the samples."""
+    if pair.is_volume:
+        return segment_volume(
+            segmenter, image, samples=samples, steps=steps, seed=seed, keep_samples=True
+        )
+    return segmenter.segment(
+        image,
+        mpp=mpp,
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        keep_samples=True,
+        attention=False,
+    )
+
+
 def evaluate(
     segmenter: Segmenter,
     pairs: Sequence[Pair],
@@ -137,12 +161,7 @@ def evaluate(
     for pair in pairs:
         try:
             image, labels, own = read_pair(pair, config, mpp)
-            run = (
-                partial(segment_volume, segmenter)
-                if pair.is_volume
-                else partial(segmenter.segment, mpp=own, attention=False)
-            )
-            result = run(image, samples=samples, steps=steps, seed=seed, keep_samples=True)
+            result = answered(segmenter, pair, image, own, samples, steps, seed)
         except CdalError as error:
             raise error.at(pair.image) from None
         scores = score(result, labels.astype(np.int64), config)
