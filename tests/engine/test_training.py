@@ -266,6 +266,20 @@ def test_crops_of_image_and_labels_stay_together() -> None:
         assert torch.equal(x[0].int(), y[0])
 
 
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_small_image_lies_anywhere_in_its_crop(upright: bool) -> None:
+    """All of it is there, in places that vary, and mirrored beyond only if it may be."""
+    labels = torch.arange(20 * 30, dtype=torch.int32).reshape(1, 20, 30)
+    places = set()
+    for seed in range(20):
+        x, y = random_crop(labels.float(), labels, 48, np.random.default_rng(seed), upright)
+        assert torch.equal(x.int(), y)
+        assert y.unique().numel() == labels.numel()
+        assert bool((y[0].diff(dim=0) >= 0).all() and (y[0].diff(dim=1) >= 0).all()) == upright
+        places.add(int(y[0, 24, 24]))
+    assert len(places) > 10
+
+
 def test_augmentation_keeps_labels_exact_aligned_and_repeatable() -> None:
     truth = torch.zeros(1, 120, 120, dtype=torch.int32)
     truth[:, 30:90, 40:80] = 1000

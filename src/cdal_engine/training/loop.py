@@ -249,12 +249,13 @@ class Trainer:
         rng = np.random.default_rng([config.seed, step, index])
         image, labels = self.data[int(rng.integers(len(self.data)))]
         constant = config.model.image.normalisation == "constant"
+        upright = config.orientation == "upright"
         if config.augment:
             stained = config.model.image.channels == 3 and constant
-            augmentation = Augmentation(config.crop, stained, config.orientation == "upright")
+            augmentation = Augmentation(config.crop, stained, upright)
             image, labels = augmentation(image, labels, rng)
         else:
-            image, labels = random_crop(image, labels, config.crop, rng)
+            image, labels = random_crop(image, labels, config.crop, rng, upright)
         x_0 = torch.from_numpy(targets.encode(labels[0].numpy(), config.model))
         return normalise(image, config.model.image) if constant else image, x_0
 
