@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
+from ..io.records import write_aside
 from ..preparation import limits_of
 from ..segmenter import Segmenter
 from .dataset import Pair, read_pair
@@ -47,7 +49,9 @@ def draw_examples(
             (find_boundaries(truth, mode="inner"), _TRUTH),
         ):
             picture[where] = (picture[where] + np.array(colour)) // 2
-        Image.fromarray(picture).save(folder / f"{pair.stem}.png")
+        png = BytesIO()
+        Image.fromarray(picture).save(png, "PNG")
+        write_aside(folder / f"{pair.stem}.png", png.getvalue())
 
 
 def _as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
