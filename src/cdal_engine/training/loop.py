@@ -86,7 +86,7 @@ class Trainer:
         self.device = select_device(device)
         if config.model.network.spatial_dims != 2:
             raise CdalError("spatial_dims 3: training is 2-D so far", "use spatial_dims: 2")
-        self._open_folder(resume)
+        self._check_folder(resume)
         self.data = load_checked(pairs, config, known)
         self.objective = Objective(config, self.device)
         torch.manual_seed(config.seed)
@@ -112,26 +112,27 @@ class Trainer:
         else:
             self._write_config()
 
-    def _open_folder(self, resume: bool) -> None:
-        """Make the run's folder; one that ended before its first checkpoint is used again."""
+    def _check_folder(self, resume: bool) -> None:
+        """Refuse another run's folder; one that ended before its first checkpoint is used again."""
         folder = self.run_folder
         if resume:
             if not (folder / CHECKPOINT).is_file():
                 raise CdalError("no checkpoint to resume from", "start without --resume", folder)
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if {path.name for path in folder.iterdir()} - {"config.yaml"}:
-                raise CdalError(
-                    "the run folder is not empty", "choose another with -o, or --resume", folder
-                )
-        except OSError as error:
-            reason = f"cannot be used as run folder: {error.strerror}"
-            raise CdalError(reason, "choose another with -o", folder) from None
+        if folder.is_dir() and {path.name for path in folder.iterdir()} - {"config.yaml"}:
+            raise CdalError(
+                "the run folder is not empty", "choose another with -o, or --resume", folder
+            )
 
     def _write_config(self) -> None:
+        """Make the run's folder, now that nothing is wrong with the data."""
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        (self.run_folder / "config.yaml").write_text(text)
+        try:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            (self.run_folder / "config.yaml").write_text(text)
+        except OSError as error:
+            reason = f"cannot be used as run folder: {error.strerror}"
+            raise CdalError(reason, "choose another with -o", self.run_folder) from None
 
     # -- the loop ---------------------------------------------------------------------------------
 
