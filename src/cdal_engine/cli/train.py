@@ -27,9 +27,7 @@ def train(
         typer.Option("--output", "-o", help="Run folder. [default: cdal-runs/TIME]"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or JSON with training options.")] = None,
-    init: Annotated[
-        str | None, typer.Option(help="Model to start from: fine-tuning, if need be to few images.")
-    ] = None,
+    init: Annotated[str | None, typer.Option(help="Model to start from: fine-tuning.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after so long.")] = None,
     folds: Annotated[
