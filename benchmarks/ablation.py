@@ -29,8 +29,9 @@ from cdal_engine.model import Model, Networks
 from cdal_engine.networks import Features, Generator, to_label_grid
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.calibration import best_threshold, fit_temperature
-from cdal_engine.training.dataset import Pair, find_pairs, read_pair, split
+from cdal_engine.training.dataset import Pair, find_pairs, read_pair
 from cdal_engine.training.loop import Trainer
+from cdal_engine.training.splits import split
 from cdal_engine.training.validation import Scores, evaluate
 from cdal_engine.weights import available
 

@@ -62,6 +62,7 @@ class ImageConfig(_Frozen):
     normalisation: Literal["constant", "percentile"] = "constant"
     mean: tuple[float, ...] = (0.66, 0.47, 0.66)
     std: tuple[float, ...] = (0.2, 0.21, 0.17)
+    slice_axis: Literal[-3, -2, -1] = -1  # of a volume's array: slices lie across this axis
 
     @model_validator(mode="after")
     def _one_constant_per_channel(self) -> Self:
@@ -240,6 +241,8 @@ class TrainConfig(_Frozen):
     model: ModelConfig = ModelConfig()
     losses: LossConfig = LossConfig()
     validation: tuple[str, ...] = ()  # file stems held out; empty: a fifth of the patients
+    # (i, K): held out is the i-th, from 1, of K parts of the patients, shuffled by `seed`
+    fold: tuple[int, int] | None = None
     mpp: Annotated[float, Field(gt=0)] | None = None  # of the images; None: the file's or model's
     steps: Annotated[int, Field(ge=1)] = 4000  # optimiser steps
     minutes: Annotated[float, Field(gt=0)] | None = None  # stop earlier after this long
@@ -250,14 +253,31 @@ class TrainConfig(_Frozen):
     warmup: Annotated[int, Field(ge=0)] = 100  # optimiser steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per optimiser step
     augment: bool = True
+    # "any": turned and mirrored at will; "upright": tilted a little, where left, right, up and
+    # down mean something, as in X-rays and MRI.
+    orientation: Literal["any", "upright"] = "any"
     seed: int = 0
+    # Share of the run at whose start the encoder learns in its heads only. Above 0, statistics of
+    # its norms stay as they are to the end: few images would make them worse.
+    frozen: Annotated[float, Field(ge=0, le=1)] = 0.0
+    # Of the temperatures and thresholds in `model.decode`: fitted to the validation images, or
+    # kept, as a single image would spoil them.
+    decoding: Literal["fitted", "kept"] = "fitted"
     validate_every: Annotated[float, Field(gt=0)] = 8.0  # minutes
+    # Validations in a row without a better model after which a run ends; None: it runs to its end
+    patience: Annotated[int, Field(ge=1)] | None = None
     checkpoint_every: Annotated[float, Field(gt=0)] = 3.0  # minutes
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.crop % self.model.network.stride:
             raise ValueError(f"crop must be a multiple of {self.model.network.stride}")
+        if self.fold is not None:
+            part, parts = self.fold
+            if not (parts >= 2 and 1 <= part <= parts):
+                raise ValueError(f"fold is (i, K) with 1 <= i <= K and K from 2, got {self.fold}")
+            if self.validation:
+                raise ValueError("give `validation` or `fold`, not both")
         if self.losses.supervised == 0 and self.model.decode.sample_weight != 1:
             raise ValueError(
                 "losses.supervised 0 leaves no head to pool samples with: "
@@ -266,9 +286,12 @@ class TrainConfig(_Frozen):
         return self
 
     @classmethod
-    def from_file(cls, path: Path) -> Self:
-        """Read YAML or JSON; raises `CdalError` naming every wrong key."""
-        return _read(cls, path)
+    def from_file(cls, path: Path, base: Self | None = None) -> Self:
+        """Read YAML or JSON; raises `CdalError` naming every wrong key.
+
+        What the file leaves out is as in `base`, by default as above.
+        """
+        return _read(cls, path, base)
 
 
 def read_model_config(path: Path) -> ModelConfig:
@@ -276,14 +299,26 @@ def read_model_config(path: Path) -> ModelConfig:
     return _read(ModelConfig, path)
 
 
-def _read(kind: type[_T], path: Path) -> _T:
+def _read(kind: type[_T], path: Path, base: _T | None = None) -> _T:
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
     except OSError as error:
         raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CdalError(f"not YAML or JSON: {error}", "check its syntax", path) from None
+    if base is not None and isinstance(values, dict):
+        values = _laid_over(base.model_dump(mode="json"), values)
     return validated(kind, values, path)
+
+
+def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `values` in place of its own, section by section."""
+    both = {
+        key: _laid_over(base[key], value)
+        for key, value in values.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | values | both
 
 
 def validated(kind: type[_T], values: object, path: Path | None = None) -> _T:

@@ -18,7 +18,7 @@ __all__ = [
     "select_device",
 ]
 
-_CPU_BUDGET = 1.5 * 2**30
+_CPU_BUDGET = 2**29
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -51,8 +51,9 @@ def select_device(name: str = "auto") -> torch.device:
 def memory_budget(device: torch.device) -> tuple[float, int]:
     """Bytes that the networks may take at once, and how many tiles at most share a batch.
 
-    Half of a GPU's memory, whatever else it holds. On the CPU more tiles at once gain nothing
-    (benchmarks/sampling.py).
+    Half of a GPU's memory, whatever else it holds. On the CPU more tiles at once gain nothing, and
+    beyond half a GiB fresh memory for each operation costs as much as the operation: five samples
+    of 1024 x 1024 took 7.4 s at once and 4.0 s two by two (benchmarks/RESULTS.md).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2, 64

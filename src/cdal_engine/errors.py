@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Cancelled", "CdalError", "printable"]
+__all__ = ["Cancelled", "CdalError", "printable", "together"]
 
 
 class CdalError(Exception):
@@ -34,6 +35,14 @@ class CdalError(Exception):
     def at(self, path: Path | str) -> CdalError:
         """Return the same error naming `path`, unless it names one already."""
         return self if self.path is not None else CdalError(self.reason, self.remedy, path)
+
+
+def together(problems: Sequence[CdalError]) -> CdalError:
+    """One error that names every problem; a single one as it is."""
+    if len(problems) == 1:
+        return problems[0]
+    each = "; ".join(f"[{n}] {problem}" for n, problem in enumerate(problems, 1))
+    return CdalError(f"{len(problems)} problems: {each}")
 
 
 def printable(text: str) -> str:

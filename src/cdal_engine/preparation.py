@@ -19,7 +19,10 @@ from .config import ImageConfig
 from .errors import CdalError
 from .tiling import Box, seen_from
 
-__all__ = ["Grid", "grid_scale", "normalise", "prepare", "resample"]
+__all__ = ["Grid", "Limits", "grid_scale", "limits_of", "normalise", "prepare", "resample"]
+
+Limits = NDArray[np.floating]
+"""(2,) intensities that `percentile` normalisation takes to -1 and 1."""
 
 _Pixels = TypeVar("_Pixels", np.float32, np.bool_)
 
@@ -186,14 +189,22 @@ def resample(
     return x
 
 
-def normalise(x: Tensor, config: ImageConfig) -> Tensor:
-    """Normalise (C, H, W) intensities of a whole image: 0 … 1 for `constant`, any otherwise."""
+def limits_of(x: Tensor) -> Limits:
+    """1st and 99th percentile of all the intensities of an image, or of a volume."""
+    return np.asarray(np.percentile(x.numpy(), (1, 99)))
+
+
+def normalise(x: Tensor, config: ImageConfig, limits: Limits | None = None) -> Tensor:
+    """Normalise (C, H, W) intensities of a whole image: 0 … 1 for `constant`, any otherwise.
+
+    `limits` are those of the volume that the image is a slice of; None: its own.
+    """
     if config.normalisation == "constant":
         shape = (-1, 1, 1)
         mean, std = torch.tensor(config.mean).view(shape), torch.tensor(config.std).view(shape)
         normalised: Tensor = (x - mean) / std
         return normalised
-    low, high = np.percentile(x.numpy(), (1, 99))
+    low, high = limits_of(x) if limits is None else limits
     stretched: Tensor = (x - low) * (2 / max(float(high - low), 1e-6)) - 1
     return stretched.clamp(-3, 3)
 

@@ -21,7 +21,7 @@ from .inference import AtOnce, Inference, Maps
 from .memory import fitting
 from .model import Model
 from .networks import receptive_halo
-from .preparation import Grid, grid_scale, normalise, prepare, resample
+from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample
 from .tiling import Box, Tile, hull, plan, plan_fixed
 
 __all__ = ["TILE_MODES", "Progress", "Segmentation", "Segmenter"]
@@ -122,6 +122,7 @@ class Segmenter:
         *,
         region: Box | None = None,
         mpp: float | None = None,
+        limits: Limits | None = None,
         samples: int = 5,
         steps: int | None = None,
         seed: int = 0,
@@ -142,6 +143,8 @@ class Segmenter:
             and objects' coordinates start at its corner, and objects end at its edge.
         mpp : float, optional
             Micrometres per pixel of the image; by default the model's own.
+        limits : ndarray, optional
+            Of the volume that the image is a slice of: see `volume.segment_volume`.
         samples : int
             Answers drawn from the model and averaged.
         steps : int, optional
@@ -192,7 +195,7 @@ class Segmenter:
             )
             inference = replace(inference, at_once=fitting(inference, tiles))
             window = hull(tiles)
-            x = resample(normalise(x, config.image), grid.scale, window)
+            x = resample(normalise(x, config.image, limits), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
             mpp = mpp if resized else mpp or config.image.mpp
             if on_model_grid and not grid.native and resized is None:

@@ -76,6 +76,50 @@ def test_train_then_evaluate_then_segment(cdal: Callable, data: Path) -> None:
     assert ended.code == 0, ended
 
 
+def test_folds_are_evaluated_together(cdal: Callable, data: Path) -> None:
+    """Each run's best model on what it held out, and the spread between them."""
+    common = ("--config", data / "config.yaml", "--steps", 2, "--device", "cpu")
+    for fold in (1, 2, 3):
+        ended = cdal("train", data, "-o", f"cv{fold}", "--folds", 3, "--fold", fold, *common)
+        assert ended.code == 0, ended
+    runs = [part for fold in (1, 2, 3) for part in ("--run", f"cv{fold}")]
+    ended = cdal("evaluate", data, *runs, "--samples", 1, "-o", "scores.json")
+    assert ended.code == 0, ended
+    report = json.loads(Path("scores.json").read_text())
+    scores = {name: run["sampled"]["images"] for name, run in report["runs"].items()}
+    assert list(scores) == ["cv1", "cv2", "cv3"]
+    assert sorted(stem for images in scores.values() for stem in images) == [
+        "case0",
+        "case1",
+        "case2",
+    ]
+    aji = [run["sampled"]["mean"]["aji"] for run in report["runs"].values()]
+    assert report["mean"]["sampled"]["aji"] == pytest.approx(np.mean(aji))
+    assert report["sd"]["sampled"]["aji"] == pytest.approx(np.std(aji, ddof=1))
+    assert " ± " in ended.out
+    assert cdal("train", data, "-o", "new", "--folds", 3).code == 2
+    assert cdal("train", data, "-o", "new", "--folds", 3, "--fold", 4).code == 2
+    assert cdal("evaluate", data, *runs, "--config", data / "config.yaml").code == 2
+
+
+@pytest.mark.slow
+def test_fine_tuning_says_what_it_was_worth(cdal: Callable, data: Path, tiny_model: Path) -> None:
+    """Three images are held out one by one, and a model that is not better is not kept."""
+    (data / "tune.yaml").write_text("crop: 64\nbatch_size: 1\nlearning_rate: 1.0e-9\n")
+    options = ("--init", tiny_model, "--config", data / "tune.yaml", "--steps", 1)
+    ended = cdal("train", data, "-o", "few", *options, "--device", "cpu")
+    assert ended.code == 0, ended
+    assert "3 images, each held out in turn" in ended.out
+    assert "held-out images, before -> after: dice 0." in ended.out
+    assert Path("few/best/model.safetensors").exists()
+    (data / "labels" / "case1.tif").unlink()
+    (data / "images" / "case0.png").write_bytes(b"no picture")
+    ended = cdal("train", data, "-o", "broken", *options)
+    assert ended.code == 2
+    assert "without partner: case1" in ended.err
+    assert "case0.png" in ended.err
+
+
 def test_images_without_objects_have_undefined_scores(cdal: Callable, data: Path) -> None:
     Image.new("RGB", (80, 80), "white").save(data / "images" / "case0.png")
     tifffile.imwrite(data / "labels" / "case0.tif", np.zeros((80, 80), np.uint16))

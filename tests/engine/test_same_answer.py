@@ -19,7 +19,7 @@ from cdal_engine.preparation import Grid, normalise, prepare, resample
 from cdal_engine.samples import he_path
 from cdal_engine.segmenter import Segmentation, Segmenter
 from cdal_engine.tiling import plan
-from cdal_engine.training.dataset import Pair, load_for_training
+from cdal_engine.training.dataset import Pair, load_pair
 
 MPPS = [0.25, 0.499, 0.5, 0.33, 0.2]
 
@@ -216,6 +216,6 @@ def test_grayscale_is_normalised_by_the_whole_image_in_training_and_in_any_regio
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray((pixels > 40).astype(np.uint8)).save(tmp_path / "b.png")
     pair = Pair(tmp_path / "a.png", tmp_path / "b.png")
-    x, _ = load_for_training([pair], model, mpp)[0]
+    x, _ = load_pair(pair, model, mpp)[0]
     whole = resample(normalise(prepare(pixels, config), config), mpp / 0.5)
     assert torch.equal(x, whole)

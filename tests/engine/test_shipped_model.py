@@ -7,7 +7,8 @@ import pytest
 
 from cdal_engine.config import TrainConfig
 from cdal_engine.segmenter import Segmenter
-from cdal_engine.training.dataset import find_pairs, split
+from cdal_engine.training.dataset import find_pairs
+from cdal_engine.training.splits import split
 from cdal_engine.training.validation import evaluate
 from cdal_engine.weights import shipped
 

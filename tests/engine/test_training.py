@@ -23,9 +23,11 @@ from cdal_engine.errors import Cancelled, CdalError
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.augmentation import Augmentation, random_crop
+from cdal_engine.training.checks import load_checked
 from cdal_engine.training.curves import read_rows
-from cdal_engine.training.dataset import Pair, find_pairs, load_for_training, split
+from cdal_engine.training.dataset import Pair, find_pairs, load_pair
 from cdal_engine.training.loop import Trainer
+from cdal_engine.training.splits import split
 from cdal_engine.training.validation import evaluate
 
 SMALL = ModelConfig(
@@ -112,6 +114,9 @@ def test_a_run_leaves_what_it_promises(data: Path, tmp_path: Path) -> None:
     assert {"dice", "aji", "pairwise_dice", "reconstruction", "discriminator"} <= rows[-1].keys()
     with Image.open(run / "curves.png") as picture:
         assert picture.width > 500
+    (drawn,) = (run / "examples").iterdir()
+    with Image.open(drawn) as picture:
+        assert picture.size == (96, 96)
     assert TrainConfig.from_file(run / "config.yaml") == config_of()
     assert not list(run.glob("*.tmp*"))
     Segmenter(Model.load(run / "best"), "cpu").segment(np.zeros((40, 40, 3), np.uint8), samples=1)
@@ -165,6 +170,18 @@ def test_resume_needs_the_same_config_and_a_checkpoint(data: Path, tmp_path: Pat
     train(config_of(steps=1), data, tmp_path / "run")
     with pytest.raises(CdalError, match="another config"):
         train(config_of(steps=1, crop=32), data, tmp_path / "run", resume=True)
+
+
+def test_a_run_without_progress_ends_early(data: Path, tmp_path: Path) -> None:
+    """Two validations without a better model are enough; the end survives a resume."""
+    config = config_of(
+        steps=50, learning_rate=1e-12, ema_decay=0.0, validate_every=1e-9, patience=2
+    )
+    ended = train(config, data, tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    best = max(range(len(rows)), key=lambda i: rows[i]["fitted_dice"])
+    assert ended.step == len(rows) == best + 3 < 50
+    assert train(config, data, tmp_path / "run", resume=True).step == ended.step
 
 
 def test_divergence_stops_and_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
@@ -222,8 +239,8 @@ def test_every_unusable_pair_is_named_at_once(tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "labels" / f"{name}.tif", label)
     (tmp_path / "images" / "text.png").write_text("not a picture")
     tifffile.imwrite(tmp_path / "labels" / "text.tif", ids)
-    with pytest.raises(CdalError, match="5 unusable") as caught:
-        load_for_training(find_pairs(tmp_path), SMALL, None)
+    with pytest.raises(CdalError, match="5 problems") as caught:
+        load_checked((find_pairs(tmp_path), []), config_of())
     for words in (
         "differ in size",
         "takes RGB",
@@ -235,10 +252,8 @@ def test_every_unusable_pair_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_images_are_brought_to_the_models_resolution(data: Path) -> None:
-    pairs = find_pairs(data)[:1]
-    (_, labels), (large, large_labels) = (
-        load_for_training(pairs, SMALL, mpp)[0] for mpp in (None, 0.5)
-    )
+    pair = find_pairs(data)[0]
+    (_, labels), (large, large_labels) = (load_pair(pair, SMALL, mpp)[0] for mpp in (None, 0.5))
     assert large.shape == (3, 192, 192)
     assert large_labels.shape == (1, 192, 192)
     assert torch.equal(large_labels[:, ::2, ::2], labels)
@@ -252,6 +267,20 @@ def test_crops_of_image_and_labels_stay_together() -> None:
         x, y = random_crop(image, labels, size, np.random.default_rng(0))
         assert x.shape == (3, size, size)
         assert torch.equal(x[0].int(), y[0])
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_small_image_lies_anywhere_in_its_crop(upright: bool) -> None:
+    """All of it is there, in places that vary, and mirrored beyond only if it may be."""
+    labels = torch.arange(20 * 30, dtype=torch.int32).reshape(1, 20, 30)
+    places = set()
+    for seed in range(20):
+        x, y = random_crop(labels.float(), labels, 48, np.random.default_rng(seed), upright)
+        assert torch.equal(x.int(), y)
+        assert y.unique().numel() == labels.numel()
+        assert bool((y[0].diff(dim=0) >= 0).all() and (y[0].diff(dim=1) >= 0).all()) == upright
+        places.add(int(y[0, 24, 24]))
+    assert len(places) > 10
 
 
 def test_augmentation_keeps_labels_exact_aligned_and_repeatable() -> None:
@@ -319,7 +348,7 @@ def test_a_damaged_validation_image_is_named_before_training(data: Path, tmp_pat
     copy = Path(shutil.copytree(data, tmp_path / "data"))
     config = config_of(validation=("case0",))
     (copy / "images" / "case0.png").write_bytes((copy / "images" / "case0.png").read_bytes()[:999])
-    with pytest.raises(CdalError, match=r"1 unusable.*case0"):
+    with pytest.raises(CdalError, match=r"case0\.png: cannot be decoded"):
         Trainer(config, split(find_pairs(copy), config), tmp_path / "run", "cpu")
 
 
@@ -338,7 +367,7 @@ def test_a_damaged_checkpoint_and_another_architecture(
 def test_images_normalised_by_their_own_statistics_keep_them_in_crops(data: Path) -> None:
     image = ImageConfig(mpp=None, normalisation="percentile", mean=(), std=())
     model = SMALL.model_copy(update={"image": image})
-    pixels, _ = load_for_training(find_pairs(data)[:1], model, None)[0]
+    pixels, _ = load_pair(find_pairs(data)[0], model, None)[0]
     assert pixels.min() < -0.9
     assert pixels.max() > 0.9
 
@@ -349,6 +378,6 @@ def test_the_files_resolution_is_believed(data: Path, tmp_path: Path) -> None:
     with Image.open(pair.image) as image:
         image.save(copy, dpi=(50800, 50800))
     marked = Pair(copy, pair.label)
-    sizes = [load_for_training([p], SMALL, None)[0][0].shape[1] for p in (pair, marked)]
+    sizes = [load_pair(p, SMALL, None)[0][0].shape[1] for p in (pair, marked)]
     assert sizes == [96, 192]
-    assert load_for_training([marked], SMALL, 0.25)[0][0].shape[1] == 96
+    assert load_pair(marked, SMALL, 0.25)[0][0].shape[1] == 96

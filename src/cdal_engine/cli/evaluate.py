@@ -2,14 +2,20 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import CdalError
 from . import options
 from .progress import bars
+
+if TYPE_CHECKING:
+    from ..training.dataset import Pair
+
+Means = dict[str, dict[str, float]]  # of each answer, each metric
 
 
 def evaluate(
@@ -21,6 +27,13 @@ def evaluate(
     config: Annotated[
         Path | None, typer.Option(help="Only the validation images this training config names.")
     ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A training run, instead of --model: its best model on what it held out. Given "
+            "once for each fold: mean and standard deviation over them."
+        ),
+    ] = None,
     samples: options.Samples = 5,
     steps: options.Steps = None,
     seed: options.Seed = 0,
@@ -30,62 +43,92 @@ def evaluate(
     mpp: options.Mpp = None,
 ) -> None:
     """Score a model on labelled images, beside its own deterministic answer if it has one."""
-    from ..config import TrainConfig
     from ..io.records import write_aside
     from ..model import Model
     from ..segmenter import Segmenter
     from ..training import validation
-    from ..training.dataset import find_pairs, split
 
     if output is not None and not output.parent.is_dir():
         raise CdalError("no such folder", "make it, or choose another with -o", output.parent)
-    pairs = find_pairs(data)
-    if config is not None:
-        pairs = split(pairs, TrainConfig.from_file(config))[1]
-    segmenter = Segmenter(Model.load(model), device, tile)
-    segmenter.check_options(samples, steps, tile_mode)
-    report: dict[str, object] = {
-        "model": {"name": segmenter.model.name, "digest": segmenter.model.digest},
-        "samples": samples,
-        "steps": steps,
-        "seed": seed,
-        "tile_mode": tile_mode,
-    }
-    means = {}
+    jobs = _jobs(data, model, config, run or [])
+    reports: dict[str, dict[str, object]] = {}
+    means: dict[str, Means] = {}
+    with bars(2 * sum(len(pairs) for _, _, pairs in jobs)) as shown:
 
-    def on_image(stem: str, _: dict[str, float]) -> None:
-        shown.start(stem)
-        shown.finish()
+        def on_image(stem: str, _: dict[str, float]) -> None:
+            shown.start(stem)
+            shown.finish()
 
-    answers = {"sampled": steps}
-    if segmenter.model.config.network.has_head:
-        answers["supervised"] = 0
-    with bars(len(answers) * len(pairs)) as shown:
-        for answer, n in answers.items():
-            scores = validation.evaluate(
-                segmenter,
-                pairs,
-                mpp=mpp,
-                samples=samples,
-                steps=n,
-                seed=seed,
-                tile_mode=tile_mode,
-                on_image=on_image,
-            )
-            means[answer] = scores.mean
-            report[answer] = {"mean": means[answer], "images": scores.images}
-    _show(means)
+        for name, path, pairs in jobs:
+            segmenter = Segmenter(Model.load(path), device, tile)
+            segmenter.check_options(samples, steps, tile_mode)
+            reports[name] = {
+                "model": {"name": segmenter.model.name, "digest": segmenter.model.digest},
+                "samples": samples,
+                "steps": steps,
+                "seed": seed,
+                "tile_mode": tile_mode,
+            }
+            answers = {"sampled": steps}
+            if segmenter.model.config.network.has_head:
+                answers["supervised"] = 0
+            score = partial(validation.evaluate, segmenter, pairs, mpp=mpp, samples=samples)
+            for answer, n in answers.items():
+                scores = score(steps=n, seed=seed, tile_mode=tile_mode, on_image=on_image)
+                means.setdefault(name, {})[answer] = scores.mean
+                reports[name][answer] = {"mean": scores.mean, "images": scores.images}
+    report = {"runs": reports, **_over(means)} if run else reports[model]
+    _show(_over(means))
     if output is not None:
         write_aside(output, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
 
 
-def _show(means: dict[str, dict[str, float]]) -> None:
-    """Print each mean of the sampled answer, and beside it the supervised head's."""
-    for name, value in means["sampled"].items():
-        beside = means.get("supervised", {}).get(name)
-        typer.echo(
-            f"{name:<18} {value:8.4f}   " + ("" if beside is None else f"supervised {beside:.4f}")
-        )
+def _jobs(
+    data: Path, model: str, config: Path | None, runs: list[Path]
+) -> list[tuple[str, str | Path, "list[Pair]"]]:
+    """What is scored: a name, its model, and the pairs it is scored on."""
+    from ..config import TrainConfig
+    from ..training.dataset import find_pairs
+    from ..training.splits import split
+
+    pairs = find_pairs(data)
+    if not runs:
+        held_out = pairs if config is None else split(pairs, TrainConfig.from_file(config))[1]
+        return [(model, model, held_out)]
+    if config is not None:
+        raise CdalError("--run says what is held out itself", "leave --config out")
+    return [
+        (str(run), run / "best", split(pairs, TrainConfig.from_file(run / "config.yaml"))[1])
+        for run in runs
+    ]
+
+
+def _over(means: dict[str, Means]) -> dict[str, Means]:
+    """Mean, and standard deviation (n - 1) from two on, of each metric over the models."""
+    import numpy as np
+
+    result: dict[str, Means] = {"mean": {}, "sd": {}}
+    for answer in set.intersection(*(set(each) for each in means.values())):
+        rows = [each[answer] for each in means.values()]
+        columns = {n: [row[n] for row in rows if n in row] for n in rows[0]}
+        result["mean"][answer] = {n: float(np.mean(column)) for n, column in columns.items()}
+        result["sd"][answer] = {
+            n: float(np.std(column, ddof=1)) for n, column in columns.items() if len(column) > 1
+        }
+    return result
+
+
+def _show(over: dict[str, Means]) -> None:
+    """Print each metric of the sampled answer, and beside it the supervised head's."""
+
+    def text(answer: str, name: str) -> str:
+        spread = over["sd"][answer].get(name)
+        return f"{over['mean'][answer][name]:.4f}" + (f" ± {spread:.4f}" if spread else "")
+
+    for name in over["mean"]["sampled"]:
+        both = name in over["mean"].get("supervised", {})
+        beside = f"supervised {text('supervised', name)}" if both else ""
+        typer.echo(f"{name:<20} {text('sampled', name):>8}   {beside}")
 
 
 def _without_nan(value: object) -> object:

@@ -1,9 +1,8 @@
-"""A folder of images and labels, checked, brought to the model's resolution and split."""
+"""A folder of images or volumes and their labels, paired and brought to the model's resolution."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +14,24 @@ from PIL import Image
 from torch import Tensor
 
 from .. import instances
-from ..config import ModelConfig, TrainConfig
-from ..errors import CdalError
+from ..config import ModelConfig
+from ..errors import CdalError, together
 from ..io.discovery import open_source
 from ..preparation import grid_scale, normalise, prepare, resample
+from ..volume import check_takes_volumes, normalised_slices
+from .volumes import VOLUME_SUFFIXES, read_volume_pair
 
-__all__ = ["Pair", "find_pairs", "load_for_training", "read_pair", "split"]
+__all__ = ["Item", "Pair", "find_pairs", "load_pair", "match_files", "read_pair"]
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+Item = tuple[Tensor, Tensor]  # intensities (C, H, W), labels (1, H, W)
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", *VOLUME_SUFFIXES)
 _PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")  # else each file is taken for a patient of its own
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label file."""
+    """An image or volume, and its label file."""
 
     image: Path
     label: Path
@@ -36,7 +39,12 @@ class Pair:
     @property
     def stem(self) -> str:
         """What both are called, without folder and suffix."""
-        return self.image.stem
+        return _stem(self.image)
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is taken slice by slice; its slices are always on one side of a split."""
+        return self.image.name.lower().endswith(VOLUME_SUFFIXES)
 
     @property
     def patient(self) -> str:
@@ -79,6 +87,20 @@ def find_pairs(folder: Path) -> list[Pair]:
     CdalError
         If a folder is missing or empty, or any file has no partner; all are named at once.
     """
+    pairs, problems = match_files(folder)
+    if problems:
+        raise together(problems)
+    return pairs
+
+
+def match_files(folder: Path) -> tuple[list[Pair], list[CdalError]]:
+    """Pair the files of a folder as `find_pairs`, and say what has no partner.
+
+    Raises
+    ------
+    CdalError
+        If a folder is missing or empty.
+    """
     images, labels = folder / "images", folder / "labels"
     labels = labels if labels.is_dir() else folder / "masks"
     if not images.is_dir() or not labels.is_dir():
@@ -87,121 +109,90 @@ def find_pairs(folder: Path) -> list[Pair]:
             "see `cdal train --help`",
             folder,
         )
-    found = [_by_stem(images), _by_stem(labels)]
+    problems: list[CdalError] = []
+    found = [_by_stem(images, problems), _by_stem(labels, problems)]
     lonely = sorted(found[0].keys() ^ found[1].keys())
     if lonely:
-        raise CdalError(
+        error = CdalError(
             f"images and labels do not pair: {len(found[0])} images, {len(found[1])} labels, "
             f"without partner: {', '.join(lonely[:10])}{' …' if len(lonely) > 10 else ''}",
             "give each image a label file of the same stem",
             folder,
         )
-    if not found[0]:
+        problems.append(error)
+    pairs = [Pair(image, found[1][s]) for s, image in sorted(found[0].items()) if s in found[1]]
+    if not pairs and not problems:
         raise CdalError(f"no {', '.join(SUFFIXES)} files in images/", "check the folder", folder)
-    return [Pair(image, found[1][stem]) for stem, image in sorted(found[0].items())]
+    return pairs, problems
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, problems: list[CdalError]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
             continue
-        if path.stem in files:
-            raise CdalError(
-                f"two files of one stem: {files[path.stem].name}, {path.name}", "keep one", folder
-            )
-        files[path.stem] = path
+        stem = _stem(path)
+        if stem in files:
+            names = f"{files[stem].name}, {path.name}"
+            problems.append(CdalError(f"two files of one stem: {names}", "keep one", folder))
+        files[stem] = path
     return files
 
 
-def split(pairs: list[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
-    """Split into training and validation pairs, never one patient in both.
-
-    Raises
-    ------
-    CdalError
-        If a stem in `config.validation` is unknown, a patient would be in both, or one side would
-        be empty.
-    """
-    patients = defaultdict(list)
-    for pair in pairs:
-        patients[pair.patient].append(pair)
-    if config.validation:
-        unknown = set(config.validation) - {pair.stem for pair in pairs}
-        if unknown:
-            raise CdalError(f"no images for `validation`: {', '.join(sorted(unknown))}")
-        held_out = {p.patient for p in pairs if p.stem in config.validation}
-        torn = {p.stem for p in pairs if p.patient in held_out} - set(config.validation)
-        if torn:
-            raise CdalError(
-                f"of the same patients as the validation images: {', '.join(sorted(torn))}",
-                "add them to `validation`",
-            )
-    else:
-        order = np.random.default_rng(config.seed).permutation(sorted(patients))
-        held_out = set(order[: max(len(order) // 5, 1)].tolist())
-    training = [p for p in pairs if p.patient not in held_out]
-    validation = [p for p in pairs if p.patient in held_out]
-    if not training or not validation:
-        raise CdalError(
-            f"{len(patients)} patient(s) cannot be split into training and validation",
-            "add images of at least one more patient",
-        )
-    return training, validation
+def _stem(path: Path) -> str:
+    return path.stem.removesuffix(".nii") if path.suffix == ".gz" else path.stem
 
 
-def load_for_training(
-    pairs: list[Pair], model: ModelConfig, mpp: float | None
-) -> list[tuple[Tensor, Tensor]]:
-    """Read pairs at the model's resolution.
+def load_pair(pair: Pair, model: ModelConfig, mpp: float | None) -> list[Item]:
+    """Read a pair at the model's resolution: an image, or the slices of a volume.
 
     Parameters
     ----------
-    pairs : list of Pair
+    pair : Pair
     model : ModelConfig
     mpp : float or None
-        Micrometres per pixel of the images; None: what each file says, else the model's own.
+        Micrometres per pixel of the image; None: what its file says, else the model's own.
 
     Returns
     -------
     list of tuple
         (C, H, W) float32 intensities and (1, H, W) int32 labels. Intensities are normalised by
-        the whole image's statistics already, or not yet by the model's constants.
+        the whole image's or volume's statistics already, or not yet by the model's constants.
 
     Raises
     ------
     CdalError
-        Naming every pair that does not fit, at once.
+        See `read_pair`.
     """
-    loaded, problems = [], []
-    for pair in pairs:
-        try:
-            image, labels, own = read_pair(pair, model, mpp)
-            scale = grid_scale(own, model.image)
-            x = prepare(image, model.image)
-            if model.image.normalisation == "percentile":  # as in inference: of the file's pixels
-                x = normalise(x, model.image)
-        except CdalError as error:
-            problems.append(str(error.at(pair.image)))
-            continue
-        if model.target != "classes":
-            # Ids of any size: augmentation keeps those below 2**24.
-            numbers = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
-            labels = numbers + int(labels.min() > 0)
-        y = torch.from_numpy(labels.astype(np.int32))[None]
-        if scale != 1:
-            x = resample(x, scale)
-            y = _nearest(y, scale, (x.shape[1], x.shape[2]))
-        loaded.append((x, y))
-    if problems:
-        raise CdalError(f"{len(problems)} unusable pair(s): {'; '.join(problems)}")
-    return loaded
+    try:
+        image, labels, own = read_pair(pair, model, mpp)
+        if pair.is_volume:
+            slices = np.moveaxis(labels, model.image.slice_axis, 0).astype(np.int32)
+            y = torch.from_numpy(np.ascontiguousarray(slices))[:, None]
+            return list(zip(normalised_slices(image, model), y, strict=True))
+        scale = grid_scale(own, model.image)
+        x = prepare(image, model.image)
+        if model.image.normalisation == "percentile":  # as in inference: of the file's pixels
+            x = normalise(x, model.image)
+    except CdalError as error:
+        raise error.at(pair.image) from None
+    if model.target != "classes":
+        # Ids of any size: augmentation keeps those below 2**24.
+        numbers = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
+        labels = numbers + int(labels.min() > 0)
+    y = torch.from_numpy(labels.astype(np.int32))[None]
+    if scale != 1:
+        x = resample(x, scale)
+        y = _nearest(y, scale, (x.shape[1], x.shape[2]))
+    return [(x, y)]
 
 
 def read_pair(
     pair: Pair, model: ModelConfig, mpp: float | None
 ) -> tuple[NDArray[np.generic], NDArray[np.integer], float | None]:
     """Read an image, its labels and its resolution, checked against each other and the target.
+
+    A volume is in its own order of axes, (I, J, K).
 
     Parameters
     ----------
@@ -215,10 +206,17 @@ def read_pair(
     CdalError
         If either cannot be read, or they do not fit.
     """
-    source = open_source(pair.image)
-    image, labels = source.read(), _read_labels(pair.label)
-    if labels.shape != image.shape[:2]:
-        raise CdalError(f"image {image.shape[:2]} and label {labels.shape} differ in size")
+    if pair.is_volume:
+        check_takes_volumes(model)
+        image, labels = read_volume_pair(pair.image, pair.label)
+        size = image.shape
+    else:
+        source = open_source(pair.image)
+        image, labels = source.read(), _read_labels(pair.label)
+        size = image.shape[:2]
+        mpp = source.mpp if mpp is None else mpp
+    if labels.shape != size:
+        raise CdalError(f"image {size} and label {labels.shape} differ in size")
     one_value = model.target == "nuclei" and len(np.unique(labels[labels > 0])) == 1
     if one_value and instances.components(labels > 0).max() > 1:
         raise CdalError(
@@ -230,7 +228,7 @@ def read_pair(
             f"class id {labels.max()} with {len(model.classes)} classes configured",
             "name every class in `model.classes`",
         )
-    return image, labels, source.mpp if mpp is None else mpp
+    return image, labels, mpp
 
 
 def _nearest(labels: Tensor, scale: float, size: tuple[int, int]) -> Tensor:

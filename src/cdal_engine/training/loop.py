@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,18 +17,23 @@ import yaml
 from torch import Tensor, nn
 
 from .. import targets
-from ..config import TrainConfig
+from ..config import ModelConfig, TrainConfig
 from ..device import select_device
 from ..errors import Cancelled, CdalError
 from ..model import Model, Networks
 from ..preparation import normalise
+from ..segmenter import Segmenter
 from .augmentation import Augmentation, random_crop
 from .calibration import decoding_fitted
+from .checks import load_checked
 from .curves import append_row, draw_curves, read_rows
-from .dataset import Pair, load_for_training
+from .dataset import Pair
+from .examples import draw_examples
+from .freezing import freeze
 from .objective import Objective
+from .validation import Scores, evaluate
 
-__all__ = ["Trainer", "update_average"]
+__all__ = ["Trainer", "deciding_score", "update_average"]
 
 Report = Callable[[dict[str, float]], None]
 Batch = tuple[Tensor, Tensor]  # normalised images (B, C, H, W), label maps x_0 (B, K, H, W)
@@ -38,8 +43,11 @@ CHECKPOINT = "checkpoint.pt"
 class Trainer:
     """One training run in one folder.
 
-    The folder holds config.yaml, metrics.csv, curves.png, checkpoint.pt, and the models `last/`
-    and `best/` (by validation Dice of the sampled mean, cut where that is highest).
+    The folder holds config.yaml, metrics.csv, curves.png, checkpoint.pt, the models `last/` and
+    `best/`, and in the end `examples/`: validation images with the answer drawn over. The best has
+    the highest validation Dice of the sampled mean, cut where that is highest unless
+    `config.decoding` is kept. With `init`, that model is the first to beat; without validation
+    pairs, the last is the best.
 
     Parameters
     ----------
@@ -53,7 +61,9 @@ class Trainer:
     resume : bool
         Go on from the folder's checkpoint.
     init : Model, optional
-        Start from its weights.
+        Start from its weights: fine-tuning.
+    known : list of CdalError
+        Problems of the data found already, to be named with those of `load_checked`.
 
     Raises
     ------
@@ -70,6 +80,7 @@ class Trainer:
         device: str = "auto",
         resume: bool = False,
         init: Model | None = None,
+        known: Sequence[CdalError] = (),
     ) -> None:
         self.config, self.run_folder, self.validation_pairs = config, run, pairs[1]
         self.device = select_device(device)
@@ -77,13 +88,12 @@ class Trainer:
             raise CdalError("an imported model cannot be trained", "start from one of our own")
         if config.model.amortized.spatial_dims != 2:
             raise CdalError("spatial_dims 3: training is 2-D so far", "use spatial_dims: 2")
-        self._open_folder(resume)
-        # All pairs are checked before the first step; validation reads its own as it goes.
-        load_for_training(pairs[1], config.model, config.mpp)
-        self.data = load_for_training(pairs[0], config.model, config.mpp)
+        self._check_folder(resume)
+        self.data = load_checked(pairs, config, known)
         self.objective = Objective(config, self.device)
         torch.manual_seed(config.seed)
         self.networks = Networks(config.model)
+        self.init = init
         if init is not None:
             _start_from(self.networks, init)
         self.networks.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -98,31 +108,33 @@ class Trainer:
             betas=(0.5, 0.9),
         )
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.in_vain = 0  # validations since the best
         if resume:
             self._restore(self.run_folder / CHECKPOINT)
         else:
             self._write_config()
 
-    def _open_folder(self, resume: bool) -> None:
-        """Make the run's folder; one that ended before its first checkpoint is used again."""
+    def _check_folder(self, resume: bool) -> None:
+        """Refuse another run's folder; one that ended before its first checkpoint is used again."""
         folder = self.run_folder
         if resume:
             if not (folder / CHECKPOINT).is_file():
                 raise CdalError("no checkpoint to resume from", "start without --resume", folder)
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if {path.name for path in folder.iterdir()} - {"config.yaml"}:
-                raise CdalError(
-                    "the run folder is not empty", "choose another with -o, or --resume", folder
-                )
-        except OSError as error:
-            reason = f"cannot be used as run folder: {error.strerror}"
-            raise CdalError(reason, "choose another with -o", folder) from None
+        if folder.is_dir() and {path.name for path in folder.iterdir()} - {"config.yaml"}:
+            raise CdalError(
+                "the run folder is not empty", "choose another with -o, or --resume", folder
+            )
 
     def _write_config(self) -> None:
+        """Make the run's folder, now that nothing is wrong with the data."""
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        (self.run_folder / "config.yaml").write_text(text)
+        try:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            (self.run_folder / "config.yaml").write_text(text)
+        except OSError as error:
+            reason = f"cannot be used as run folder: {error.strerror}"
+            raise CdalError(reason, "choose another with -o", self.run_folder) from None
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -154,6 +166,9 @@ class Trainer:
         start = time.perf_counter() - self.seconds
         validated = saved = self.seconds
         losses: dict[str, list[float]] = defaultdict(list)
+        if self.init is not None and self.step == 0 and self.validation_pairs:
+            self._score(losses, report)
+            start = time.perf_counter()
         batches = self.batches()
         while self._progress() < 1:
             images, x_0 = next(batches)
@@ -181,6 +196,11 @@ class Trainer:
         rows = read_rows(self.run_folder / "metrics.csv")
         if not rows or rows[-1]["step"] != self.step:  # not so if a finished run is resumed
             self._score(losses, report)
+            if self.validation_pairs:
+                best = Segmenter(Model.load(self.run_folder / "best"), str(self.device))
+                draw_examples(
+                    best, self.validation_pairs, self.run_folder / "examples", self.config.mpp
+                )
 
     def _score(self, losses: dict[str, list[float]], report: Report) -> None:
         """Validate, save, and add a row to metrics.csv and the curves."""
@@ -194,6 +214,9 @@ class Trainer:
         report(row | {"progress": self._progress()})
 
     def _progress(self) -> float:
+        """Share of the run that is done, 1 or more at its end."""
+        if self.config.patience is not None and self.in_vain >= self.config.patience:
+            return 1.0
         by_steps = self.step / self.config.steps
         if self.config.minutes is None:
             return by_steps
@@ -229,12 +252,13 @@ class Trainer:
         rng = np.random.default_rng([config.seed, step, index])
         image, labels = self.data[int(rng.integers(len(self.data)))]
         constant = config.model.image.normalisation == "constant"
+        upright = config.orientation == "upright"
         if config.augment:
             stained = config.model.image.channels == 3 and constant
-            augmentation = Augmentation(config.crop, stained)
+            augmentation = Augmentation(config.crop, stained, upright)
             image, labels = augmentation(image, labels, rng)
         else:
-            image, labels = random_crop(image, labels, config.crop, rng)
+            image, labels = random_crop(image, labels, config.crop, rng, upright)
         x_0 = torch.from_numpy(targets.encode(labels[0].numpy(), config.model))
         return normalise(image, config.model.image) if constant else image, x_0
 
@@ -248,6 +272,8 @@ class Trainer:
         ):
             optimizer.param_groups[0]["lr"] = rate * self.learning_rate_factor(progress)
         networks, weights, objective = self.networks.train(), self.config.losses, self.objective
+        if self.config.frozen > 0:
+            freeze(networks.generator.encoder, trunk=progress < self.config.frozen)
         draw = torch.Generator().manual_seed(hash((self.config.seed, self.step)) & 0x7FFFFFFF)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             batch = objective.noised(images, x_0, draw)
@@ -280,20 +306,30 @@ class Trainer:
     # -- results ----------------------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float]:
-        """Score the averaged model as users will run it, and keep it if it is the best so far.
-
-        Temperatures and thresholds become those that fit the validation images.
-        """
-        last = self.run_folder / "last"
-        Model.save(last, self.config.model, self.average)
-        config, scores = decoding_fitted(
-            Model.load(last), self.validation_pairs, str(self.device), self.config.mpp
-        )
-        Model.save(last, config, self.average)
-        if scores["fitted_dice"] > self.best:
-            self.best = scores["fitted_dice"]
-            Model.save(self.run_folder / "best", config, self.average)
+        """Score the averaged model as users will run it, and keep it if it is the best so far."""
+        if self.step == 0 and self.init is not None:
+            _, scores = self._judged(self.init)
+            config, networks = self.init.config, self.init.networks  # best/ is the model as it was
+        else:
+            last, networks = self.run_folder / "last", self.average
+            Model.save(last, self.config.model, networks)
+            config, scores = self._judged(Model.load(last))
+            Model.save(last, config, networks)
+        score = scores.get(deciding_score(self.config), math.inf)
+        self.in_vain += 1
+        if score > self.best or not scores:
+            self.best, self.in_vain = score, 0
+            Model.save(self.run_folder / "best", config, networks)
         return scores
+
+    def _judged(self, model: Model) -> tuple[ModelConfig, Scores]:
+        """The model's config with the decoding that is due, and its scores if it has images."""
+        pairs, device, mpp = self.validation_pairs, str(self.device), self.config.mpp
+        if not pairs:
+            return model.config, {}
+        if self.config.decoding == "fitted":
+            return decoding_fitted(model, pairs, device, mpp)
+        return model.config, evaluate(Segmenter(model, device), pairs, mpp=mpp).mean
 
     def _save(self) -> None:
         state = {
@@ -301,6 +337,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "in_vain": self.in_vain,
             "networks": self.networks.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -326,6 +363,12 @@ class Trainer:
         for name in ("networks", "average", "optimizer", "discriminator_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.in_vain = state.get("in_vain", 0)  # none in checkpoints before `patience`
+
+
+def deciding_score(config: TrainConfig) -> str:
+    """Name of the validation score that the best model is the best by."""
+    return "fitted_dice" if config.decoding == "fitted" else "dice"
 
 
 @torch.no_grad()

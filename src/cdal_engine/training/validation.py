@@ -1,4 +1,4 @@
-"""Validation as users run it: whole images through the Segmenter, every metric of `metrics`."""
+"""Validation as users run it: whole images and volumes, every metric of `metrics`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .. import metrics
 from ..config import ModelConfig
 from ..errors import CdalError
 from ..segmenter import Segmentation, Segmenter
+from ..volume import segment_volume
 from .dataset import Pair, read_pair
 
-__all__ = ["Evaluation", "Scores", "evaluate", "score"]
+__all__ = ["Evaluation", "Scores", "answered", "evaluate", "score"]
 
 Scores = dict[str, float]
 
@@ -68,14 +69,14 @@ class Evaluation:
 
 
 def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig) -> Scores:
-    """Every metric of one image.
+    """Every metric of one image, or of one volume as a whole.
 
     Parameters
     ----------
     result : Segmentation
         With its samples kept.
     labels : ndarray
-        (H, W) truth: instances, class ids or a mask, as `config.target` says.
+        (H, W), or (I, J, K), truth: instances, class ids or a mask, as `config.target` says.
     config : ModelConfig
         Decoding as the answer was: `of_supervised_head` for the head's.
 
@@ -94,6 +95,8 @@ def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig
         masks = [(result.labels == k, labels == k) for k in kinds]
         for name, (p, t) in zip(config.classes, masks, strict=True):
             scores[f"dice_{name}"] = metrics.dice(p, t)
+            of_class = metrics.precision_recall(p, t)
+            scores[f"precision_{name}"], scores[f"recall_{name}"] = of_class
     else:
         masks = [(found, truth)]
     scores["dice"] = float(np.mean([metrics.dice(p, t) for p, t in masks]))
@@ -115,6 +118,33 @@ def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig
     return scores
 
 
+def answered(
+    segmenter: Segmenter,
+    pair: Pair,
+    image: NDArray[np.generic],
+    mpp: float | None,
+    samples: int = 5,
+    steps: int | None = None,
+    seed: int = 0,
+    tile_mode: str = "overlap",
+) -> Segmentation:
+    """Segment what `read_pair` read, an image or a volume, and keep the samples."""
+    if pair.is_volume:
+        return segment_volume(
+            segmenter, image, samples=samples, steps=steps, seed=seed, keep_samples=True
+        )
+    return segmenter.segment(
+        image,
+        mpp=mpp,
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        tile_mode=tile_mode,
+        keep_samples=True,
+        attention=False,
+    )
+
+
 def evaluate(
     segmenter: Segmenter,
     pairs: Sequence[Pair],
@@ -134,16 +164,7 @@ def evaluate(
     for pair in pairs:
         try:
             image, labels, own = read_pair(pair, config, mpp)
-            result = segmenter.segment(
-                image,
-                mpp=own,
-                samples=samples,
-                steps=steps,
-                seed=seed,
-                tile_mode=tile_mode,
-                keep_samples=True,
-                attention=False,
-            )
+            result = answered(segmenter, pair, image, own, samples, steps, seed, tile_mode)
         except CdalError as error:
             raise error.at(pair.image) from None
         scores = score(result, labels.astype(np.int64), config)

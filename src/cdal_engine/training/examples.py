@@ -1,0 +1,61 @@
+"""Validation images with what the model found, missed and made up, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from ..io.records import write_aside
+from ..preparation import limits_of
+from ..segmenter import Segmenter
+from .dataset import Pair, read_pair
+from .validation import answered
+
+__all__ = ["draw_examples"]
+
+_MANY = 4  # pictures
+_TRUTH, _MISSED, _WRONG = (0, 220, 90), (40, 90, 255), (255, 60, 0)
+
+
+def draw_examples(
+    segmenter: Segmenter, pairs: Sequence[Pair], folder: Path, mpp: float | None
+) -> None:
+    """Write a picture STEM.png of a few pairs: an image, or the fullest slice of a volume.
+
+    True outlines are green, what is missed or of another class blue, what is made up red.
+    """
+    folder.mkdir(exist_ok=True)
+    config = segmenter.model.config
+    for pair in pairs[:: -(-len(pairs) // _MANY)]:
+        image, truth, own = read_pair(pair, config, mpp)
+        found = answered(segmenter, pair, image, own).labels
+        if pair.is_volume:
+            axis = config.image.slice_axis
+            fullest = int((np.moveaxis(truth, axis, 0) > 0).sum(axis=(1, 2)).argmax())
+            image, truth = np.take(image, fullest, axis), np.take(truth, fullest, axis)
+            found = np.take(found, fullest, axis)
+        same = found == truth if config.target == "classes" else (found > 0) == (truth > 0)
+        picture = _as_rgb8(image)
+        for where, colour in (
+            (~same & (truth > 0), _MISSED),
+            (~same & (truth == 0), _WRONG),
+            (find_boundaries(truth, mode="inner"), _TRUTH),
+        ):
+            picture[where] = (picture[where] + np.array(colour)) // 2
+        png = BytesIO()
+        Image.fromarray(picture).save(png, "PNG")
+        write_aside(folder / f"{pair.stem}.png", png.getvalue())
+
+
+def _as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Any image as (H, W, 3) uint8, stretched between its percentiles."""
+    low, high = limits_of(torch.from_numpy(image.astype(np.float32)))
+    grey = ((image - low) * (255 / max(float(high - low), 1e-6))).clip(0, 255).astype(np.uint8)
+    return grey if grey.ndim == 3 else np.stack([grey] * 3, axis=-1)

@@ -1,0 +1,131 @@
+"""Volumes, slice by slice through the Segmenter, normalised by statistics of the whole volume.
+
+A slice at the edge of a volume holds little, and percentiles of its own would stretch noise to
+full contrast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .config import ModelConfig
+from .errors import CdalError
+from .preparation import limits_of, normalise
+from .segmenter import Progress, Segmentation, Segmenter
+
+__all__ = ["check_takes_volumes", "normalised_slices", "segment_volume"]
+
+
+def check_takes_volumes(config: ModelConfig) -> None:
+    """Raise `CdalError` unless a model is one for grayscale volumes."""
+    image = config.image
+    fits = image.channels == 1 and image.mpp is None and image.normalisation == "percentile"
+    if not fits or config.target == "nuclei":
+        raise CdalError(
+            "the model is not one for volumes",
+            "they need image: {channels: 1, mpp: null, normalisation: percentile, mean: [], "
+            "std: []} and target binary or classes",
+        )
+
+
+def normalised_slices(voxels: NDArray[np.generic], config: ModelConfig) -> Tensor:
+    """Cut (I, J, K) voxels into (N, 1, H, W) slices, normalised by the volume's percentiles."""
+    x = _intensities(voxels).movedim(config.image.slice_axis, 0)
+    return normalise(x, config.image, limits_of(x))[:, None]
+
+
+def segment_volume(
+    segmenter: Segmenter,
+    voxels: NDArray[np.generic],
+    *,
+    samples: int = 5,
+    steps: int | None = None,
+    seed: int = 0,
+    keep_samples: bool = False,
+    progress: Progress | None = None,
+) -> Segmentation:
+    """Segment a volume slice by slice, across the axis that the model was trained on.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+    voxels : ndarray
+        (I, J, K) intensities of any scale.
+    samples, steps, seed, keep_samples
+        See `Segmenter.segment`. All slices share their noise, so that a sample changes from
+        slice to slice only as the image does.
+    progress : callable, optional
+        Called with slices done and slices in all; returning False cancels.
+
+    Returns
+    -------
+    Segmentation
+        Its arrays end in (I, J, K), the volume's own order of axes; no attention and no objects.
+
+    Raises
+    ------
+    CdalError
+        If the model is not for volumes, or the voxels are not finite.
+    Cancelled
+        If `progress` returned False.
+    """
+    config = segmenter.model.config
+    check_takes_volumes(config)
+    limits = limits_of(_intensities(voxels))
+    slices = np.moveaxis(voxels, config.image.slice_axis, 0)
+    results = []
+    for done, plane in enumerate(slices):
+        results.append(
+            segmenter.segment(
+                plane,
+                limits=limits,
+                samples=samples,
+                steps=steps,
+                seed=seed,
+                keep_samples=keep_samples,
+                attention=False,
+                progress=_share_of(progress, done, len(slices)),
+            )
+        )
+
+    def joined(name: str) -> NDArray[Any]:
+        arrays = np.stack([getattr(result, name) for result in results])
+        return np.moveaxis(arrays, 0, config.image.slice_axis)
+
+    return Segmentation(
+        labels=joined("labels"),
+        probability=joined("probability"),
+        uncertainty=joined("uncertainty"),
+        deviation=joined("deviation"),
+        attention=None,
+        samples=joined("samples") if keep_samples else None,
+        objects={},
+        mpp=None,
+        seconds=sum(result.seconds for result in results),
+    )
+
+
+def _intensities(voxels: NDArray[np.generic]) -> Tensor:
+    """Check (I, J, K) voxels and turn them into float32."""
+    if voxels.ndim != 3 or not voxels.size or voxels.dtype.kind not in "buif":
+        raise CdalError(
+            f"a volume has three axes of grayscale voxels, got {voxels.dtype} of shape "
+            f"{voxels.shape}",
+            "save one channel and one time point",
+        )
+    x = torch.from_numpy(np.ascontiguousarray(voxels, np.float32))
+    if not bool(torch.isfinite(x).all()):
+        raise CdalError("the volume has NaN or infinite voxels", "fill or crop them first")
+    return x
+
+
+def _share_of(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """Turn a slice's passes into the volume's progress, counted in slices."""
+    if progress is None:
+        return None
+    return lambda passes, of: progress(done + (passes >= of), total)
