@@ -65,7 +65,8 @@ def segment_volume(
     Returns
     -------
     Segmentation
-        Its arrays end in (I, J, K), the volume's own order of axes; no attention and no objects.
+        Its arrays end in (I, J, K), the volume's own order of axes; no attention. Its objects are
+        the classes: `label`, `class`, and `area` in voxels.
 
     Raises
     ------
@@ -97,17 +98,30 @@ def segment_volume(
         arrays = np.stack([getattr(result, name) for result in results])
         return np.moveaxis(arrays, 0, config.image.slice_axis)
 
+    labels = joined("labels")
+    if config.target == "binary":  # slices number their objects, each from 1
+        labels = (labels > 0).astype(np.uint32)
     return Segmentation(
-        labels=joined("labels"),
+        labels=labels,
         probability=joined("probability"),
         uncertainty=joined("uncertainty"),
         deviation=joined("deviation"),
         attention=None,
         samples=joined("samples") if keep_samples else None,
-        objects={},
+        objects=_classes(labels, config),
         mpp=None,
         seconds=sum(result.seconds for result in results),
     )
+
+
+def _classes(labels: NDArray[np.uint32], config: ModelConfig) -> dict[str, NDArray[Any]]:
+    """The classes of a volume as objects, those that it does not show included."""
+    count = len(config.classes) + 1
+    return {
+        "label": np.arange(1, count, dtype=np.uint32),
+        "class": np.array(config.classes, np.str_),
+        "area": np.bincount(labels.ravel(), minlength=count)[1:count].astype(float),
+    }
 
 
 def _intensities(voxels: NDArray[np.generic]) -> Tensor:

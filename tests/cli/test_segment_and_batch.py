@@ -328,15 +328,6 @@ def test_no_steps_and_attention_contradict(cdal: Callable, folder: Path, tiny_mo
     assert "has no attention map" in ended.err
 
 
-def test_a_volume_fails_in_one_line(cdal: Callable, tmp_path: Path, tiny_model: Path) -> None:
-    nib = pytest.importorskip("nibabel")
-    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), tmp_path / "a.nii.gz")
-    ended = cdal("segment", tmp_path / "a.nii.gz", "--model", tiny_model)
-    assert ended.code == 1
-    (line,) = (line for line in ended.err.splitlines() if line.startswith("failed: "))
-    assert "a.nii.gz: volumes can be read but not segmented yet (" in line
-
-
 def test_one_input_is_one_slide(
     cdal: Callable, tmp_path: Path, shared_data: Path, tiny_model: Path
 ) -> None:

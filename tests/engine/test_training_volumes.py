@@ -201,7 +201,7 @@ def test_what_is_wrong_with_volumes_is_said(data: Path, tmp_path: Path) -> None:
     refused(voxels, labels + 0.25, "one whole number a voxel")
     refused(voxels, labels.astype(np.int16) - 1, "below 0")
     refused(voxels, labels * 2, "class id 4 with 2 classes")
-    refused(np.stack([voxels, voxels], -1), labels, "three axes")
+    refused(np.stack([voxels, voxels], -1), labels, "holds 2 volumes")
     refused(voxels * np.nan, labels, "NaN")
     pair.image.write_bytes(b"no volume")
     with pytest.raises(CdalError, match="cannot be decoded"):

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import __version__
@@ -133,7 +134,7 @@ def record_of(
     model, (height, width) = segmenter.model, source.shape[:2]
     mpp = resolution.mpp
     saved = set(parameters.save) | set(before["parameters"]["save"] if before else ())
-    facts = {"reader": source.reader, "kind": source.kind, "shape": [height, width]}
+    facts = {"reader": source.reader, "kind": source.kind, "shape": list(source.shape)}
     return {
         "version": __version__,
         "input": identity_of(item.path) | facts,
@@ -148,7 +149,8 @@ def record_of(
         "counts": {
             "objects": len(result.objects["label"]),
             "area_mm2": None if mpp is None else height * width * (mpp / 1000) ** 2,
-        },
+        }
+        | _volumes(source, result),
         "peak_memory_mb": _peak_memory_mb(),
         "versions": {
             "napari-cdal": __version__,
@@ -156,6 +158,15 @@ def record_of(
             **{name: metadata.version(name) for name in _PACKAGES},
         },
     }
+
+
+def _volumes(source: Source, result: Segmentation) -> Record:
+    """Cubic millimetres of each class, of a volume."""
+    if source.affine is None:
+        return {}
+    voxel = abs(float(np.linalg.det(source.affine[:3, :3])))
+    sizes = zip(result.objects["class"], result.objects["area"], strict=True)
+    return {"volume_mm3": {str(name): float(count) * voxel for name, count in sizes}}
 
 
 def _peak_memory_mb() -> float | None:

@@ -10,6 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..device import is_out_of_memory, out_of_memory
 from ..errors import Cancelled, CdalError
 from ..io.discovery import open_source
@@ -18,6 +21,7 @@ from ..io.records import forget_failure, read_run, write_failure
 from ..io.results import ResultsFolder
 from ..io.source import Source, check_size
 from ..segmenter import Progress, Segmentation, Segmenter
+from ..volume import check_takes_volumes, segment_volume
 from .provenance import Input, Parameters, Record, Resolution, is_finished, record_of, same
 
 __all__ = [
@@ -183,9 +187,7 @@ def check_source(
     """
     source = open_source(path)
     if source.kind == "volume":
-        raise CdalError(
-            "volumes can be read but not segmented yet", "save the slices wanted as images", path
-        )
+        return _check_volume(source, segmenter, parameters)
     wanted, kind = segmenter.model.config.image.channels, {1: "grayscale", 3: "RGB"}
     if source.channels != wanted:
         raise CdalError(
@@ -207,6 +209,20 @@ def check_source(
     return source, resolution
 
 
+def _check_volume(
+    source: Source, segmenter: Segmenter, parameters: Parameters
+) -> tuple[Source, Resolution]:
+    check_takes_volumes(segmenter.model.config)
+    maps = sorted({"probability", "uncertainty", "attention", "samples"} & set(parameters.save))
+    if maps:
+        raise CdalError(
+            f"of a volume only labels are written so far, not {', '.join(maps)}",
+            "use --save labels",
+            source.path,
+        )
+    return source, Resolution(None, source.mpp_source)
+
+
 def _segment(
     item: Input, segmenter: Segmenter, parameters: Parameters, progress: Progress | None
 ) -> tuple[Segmentation, Record]:
@@ -219,18 +235,8 @@ def _segment(
     with ResultsFolder(item.folder) as folder:
         image = source.read(level)
         read = time.perf_counter()
-        result = segmenter.segment(
-            image,
-            mpp=None if resolution.mpp is None else resolution.mpp * step,
-            samples=parameters.samples,
-            steps=parameters.steps,
-            seed=parameters.seed,
-            tile_mode=parameters.tile_mode,
-            keep_samples="samples" in parameters.save,
-            attention="attention" in parameters.save,
-            on_model_grid=source.kind == "slide",
-            progress=progress,
-        )
+        mpp = None if resolution.mpp is None else resolution.mpp * step
+        result = _answer(source, image, mpp, segmenter, parameters, progress)
         result = replace(result, pixel=result.pixel * step)
         segmented = time.perf_counter()
         folder.write(source, image, result, resolution.mpp, parameters.save, step)
@@ -243,6 +249,38 @@ def _segment(
             "write": time.perf_counter() - segmented,
         }
         return result, folder.publish(record, keep=before is not None)
+
+
+def _answer(
+    source: Source,
+    image: NDArray[np.generic],
+    mpp: float | None,
+    segmenter: Segmenter,
+    parameters: Parameters,
+    progress: Progress | None,
+) -> Segmentation:
+    """Segment the pixels of an input, or its voxels slice by slice."""
+    if source.kind == "volume":
+        return segment_volume(
+            segmenter,
+            image,
+            samples=parameters.samples,
+            steps=parameters.steps,
+            seed=parameters.seed,
+            progress=progress,
+        )
+    return segmenter.segment(
+        image,
+        mpp=mpp,
+        samples=parameters.samples,
+        steps=parameters.steps,
+        seed=parameters.seed,
+        tile_mode=parameters.tile_mode,
+        keep_samples="samples" in parameters.save,
+        attention="attention" in parameters.save,
+        on_model_grid=source.kind == "slide",
+        progress=progress,
+    )
 
 
 def _resolution(source: Source, override: float | None, own: float | None) -> Resolution:

@@ -122,4 +122,8 @@ def describe(path: Path, run: dict[str, Any]) -> str:
     """One line on a finished input, from its run.json."""
     seconds = run["seconds"]["model"]
     assumed = f", {run['mpp_source']}" if str(run["mpp_source"]).startswith("assumed") else ""
-    return printable(f"{path.name}: {run['counts']['objects']} objects in {seconds:.1f} s{assumed}")
+    counts = run["counts"]
+    found = f"{counts['objects']} objects"
+    if "volume_mm3" in counts:
+        found = ", ".join(f"{name} {size:.0f} mm³" for name, size in counts["volume_mm3"].items())
+    return printable(f"{path.name}: {found} in {seconds:.1f} s{assumed}")

@@ -27,6 +27,7 @@ _ASIDE = ".cdal-writing-"
 _STALE = 24 * 3600  # seconds after which what a killed run was writing is removed
 _NAMES = frozenset(
     {
+        "labels.nii.gz",
         "labels.tif",
         "labels.ome.zarr",
         "maps.ome.zarr",
@@ -82,7 +83,8 @@ class ResultsFolder:
         mpp : float or None
             Micrometres per pixel of the source's first level.
         save : tuple of str
-            Any of labels, probability, uncertainty, attention, samples, table, geojson, overview.
+            Any of labels, probability, uncertainty, attention, samples, table, geojson, overview;
+            of a volume only the labels are written, in its own space.
         downsample : float
             Pixels of the first level to one of `image`.
 
@@ -93,6 +95,11 @@ class ResultsFolder:
         """
         folder = self._aside
         with writing(self.folder):
+            if source.kind == "volume":
+                from .volumes import write_volume_labels
+
+                write_volume_labels(folder / "labels.nii.gz", result.labels, source)
+                return
             spacing = result.mpp
             offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
             if "labels" in save:
