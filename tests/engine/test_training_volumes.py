@@ -204,7 +204,7 @@ def test_what_is_wrong_with_volumes_is_said(data: Path, tmp_path: Path) -> None:
     refused(np.stack([voxels, voxels], -1), labels, "holds 2 volumes")
     refused(voxels * np.nan, labels, "NaN")
     pair.image.write_bytes(b"no volume")
-    with pytest.raises(CdalError, match="cannot be decoded"):
+    with pytest.raises(CdalError, match="holds no NIfTI"):
         load_pair(pair, MRI, None)
     with pytest.raises(CdalError, match="not one for volumes"):
         load_pair(find_pairs(data)[0], ModelConfig(), None)
