@@ -46,7 +46,7 @@ class _Preparation(NamedTuple):
     normalisation: str = "constant"
 
 
-# MoNuSeg's images are 1000 pixels at 0.25 µm. MRI has no scale of intensities: each slice's own.
+# MoNuSeg's images are 1000 pixels at 0.25 µm. MRI has no scale of intensities: each volume's own.
 _PREPARATIONS = {
     "monu": _Preparation(("nucleus",), edge=2, field=250.0),
     "lung": _Preparation(("lung",)),
@@ -191,7 +191,7 @@ def _card(name: str, config: ModelConfig, network: NcsnppConfig, sources: list[P
     scaled = (
         "0 … 1 becomes -1 … 1 in every channel"
         if image.normalisation == "constant"
-        else "each image's 1st and 99th percentile become -1 and 1"
+        else "each image's, or volume's, 1st and 99th percentile become -1 and 1"
     )
     looks = (
         "imported: the attention map is its raw channel mean, where it looks, not evidence for a "

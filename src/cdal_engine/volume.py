@@ -46,6 +46,7 @@ def segment_volume(
     samples: int = 5,
     steps: int | None = None,
     seed: int = 0,
+    tile_mode: str = "overlap",
     keep_samples: bool = False,
     progress: Progress | None = None,
 ) -> Segmentation:
@@ -56,7 +57,7 @@ def segment_volume(
     segmenter : Segmenter
     voxels : ndarray
         (I, J, K) intensities of any scale.
-    samples, steps, seed, keep_samples
+    samples, steps, seed, tile_mode, keep_samples
         See `Segmenter.segment`. All slices share their noise, so that a sample changes from
         slice to slice only as the image does.
     progress : callable, optional
@@ -88,6 +89,7 @@ def segment_volume(
                 samples=samples,
                 steps=steps,
                 seed=seed,
+                tile_mode=tile_mode,
                 keep_samples=keep_samples,
                 attention=False,
                 progress=_share_of(progress, done, len(slices)),

@@ -129,7 +129,7 @@ class Run:
             return "Loading the model and the image…"
         if done >= total:
             return "Finding the objects…"
-        tiles = max(total // (self.job.steps + 1), 1)
+        tiles = max(total // (1 + self.job.steps * self.job.samples), 1)
         text = f"Tile {min(done * tiles // total + 1, tiles)} of {tiles}"
         if done > 1:
             left = (time.monotonic() - self._since) / (done - 1) * (total - done)

@@ -295,9 +295,27 @@ def test_saving_more_keeps_what_is_there(cdal: Callable, folder: Path, tiny_mode
     assert "1 finished before" in cdal(*arguments).out
     (out / "labels.tif").unlink()
     assert "1 segmented" in cdal(*arguments).out
+    assert "1 finished before" in cdal(*arguments, "--save", "probability").out
+    # Maps lie in one file: what it held is still there beside what is new.
+    assert "1 segmented" in cdal(*arguments, "--save", "uncertainty").out
+    assert "1 finished before" in cdal(*arguments, "--save", "probability,uncertainty").out
+    maps = zarr.open_group(out / "maps.ome.zarr", mode="r")
+    assert maps[next(iter(maps.array_keys()))].shape[0] == 3
     # Another seed is another answer: nothing of the first stays.
     assert "1 segmented" in cdal(*arguments, "--save", "table", "--seed", 1).out
     assert {p.name for p in out.iterdir()} == {"run.json", "objects.csv", "objects.parquet"}
+
+
+def test_files_of_one_folder_are_of_one_answer(
+    cdal: Callable, folder: Path, tiny_model: Path
+) -> None:
+    """Other tiles may change a bit: what is there is then written anew."""
+    arguments = ("segment", folder / "a.png", "--model", tiny_model, "--samples", 1)
+    cdal(*arguments, "--save", "labels", "--tile", 32)
+    before = Path("cdal-out/a.png/labels.tif").stat().st_mtime_ns
+    assert "1 segmented" in cdal(*arguments, "--save", "table", "--tile", 64).out
+    assert read_run(Path("cdal-out/a.png"))["tile"] == 64
+    assert Path("cdal-out/a.png/labels.tif").stat().st_mtime_ns > before
 
 
 def test_a_failure_is_forgotten_once_the_input_is_done(

@@ -48,6 +48,8 @@ def test_labels_of_a_volume_lie_in_its_own_space(cdal: Callable, tmp_path: Path)
     assert run["counts"]["volume_mm3"]["posterior"] == pytest.approx(size, rel=1e-4)
     assert run["input"]["shape"] == [11, 18, 5]
     assert "posterior" in ended.err
+    dry = cdal("batch", tmp_path, "--model", model, "-o", tmp_path / "dry", "--dry-run")
+    assert "a.nii.gz: volume, 11 x 18 x 5" in dry.out
     again = cdal("segment", tmp_path / "a.nii.gz", "--model", model, "-o", tmp_path / "out")
     assert "1 finished before" in again.out
 
@@ -62,6 +64,10 @@ def test_what_a_volume_cannot_have_is_said_in_one_line(
         (
             ("--model", volume_model(tmp_path / "mri"), "--save", "labels,samples"),
             "of a volume only labels are written so far, not samples",
+        ),
+        (
+            ("--model", tmp_path / "mri", "--save", "table"),
+            "of a volume only labels are written so far, not table",
         ),
     ):
         ended = cdal("segment", tmp_path / "a.nii.gz", *more)

@@ -181,6 +181,7 @@ def test_a_run_without_progress_ends_early(data: Path, tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "run" / "metrics.csv")
     best = max(range(len(rows)), key=lambda i: rows[i]["fitted_dice"])
     assert ended.step == len(rows) == best + 3 < 50
+    assert list((tmp_path / "run" / "examples").glob("*.png"))
     assert train(config, data, tmp_path / "run", resume=True).step == ended.step
 
 

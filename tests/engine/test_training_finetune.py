@@ -180,11 +180,15 @@ def test_few_patients_are_held_out_one_by_one(old: Model, tmp_path: Path) -> Non
     assert finetune.is_leave_one_out(pairs, config)
     assert not finetune.is_leave_one_out(pairs, config.model_copy(update={"fold": (1, 3)}))
     outcome = finetune.fine_tune(config, pairs, tmp_path / "run", "cpu", old)
-    dice = [read_rows(tmp_path / "run" / p.stem / "metrics.csv")[0]["dice"] for p in pairs]
+    dice = [
+        read_rows(tmp_path / "run" / "held-out" / p.stem / "metrics.csv")[0]["dice"] for p in pairs
+    ]
     assert outcome.before["dice"] == pytest.approx(np.mean(dice))
     assert outcome.better
     final = Model.load(tmp_path / "run" / "all" / "last")
     assert same_weights(Model.load(tmp_path / "run" / "best"), final)
+    with pytest.raises(CdalError, match="run folder is not empty"):
+        finetune.fine_tune(config, pairs, tmp_path / "run", "cpu", old)
     with pytest.raises(CdalError, match="cut it into two"):
         finetune.fine_tune(config, pairs[:1], tmp_path / "one", "cpu", old)
 

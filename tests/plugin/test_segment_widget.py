@@ -129,6 +129,7 @@ def test_cancel_adds_nothing_and_frees_the_form(
     assert widget.status.value.startswith("Tile ")
     done, total = widget.progress.value, widget.progress.max
     assert done < total
+    assert f" of {total // (1 + 2 * 2)}," in f"{widget.status.value},"  # two steps, two samples
     widget.cancel_button.native.click()
     wait(widget, qtbot)
     assert widget.status.value.startswith("Cancelled")

@@ -19,7 +19,17 @@ from ..io.records import read_run
 from ..io.source import Source
 from ..segmenter import Segmentation, Segmenter
 
-__all__ = ["Input", "Parameters", "Resolution", "identity_of", "is_finished", "record_of", "same"]
+__all__ = [
+    "MAPS",
+    "Input",
+    "Parameters",
+    "Resolution",
+    "identity_of",
+    "is_finished",
+    "record_of",
+    "same",
+    "what_to_save",
+]
 
 _PACKAGES = (
     "torch",
@@ -33,6 +43,7 @@ _PACKAGES = (
     "zarr",
 )
 Record = dict[str, Any]
+MAPS = frozenset({"probability", "uncertainty", "attention", "samples"})
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,35 @@ def is_finished(item: Input, segmenter: Segmenter, parameters: Parameters) -> bo
     )
 
 
+def what_to_save(
+    before: Record | None, item: Input, segmenter: Segmenter, parameters: Parameters
+) -> tuple[set[str], bool]:
+    """What to write so that the folder holds one answer, and whether the rest of it stays.
+
+    `before` is of `same`. Its files stay if nothing that decides their bits changed and none is
+    missing; the maps lie in one file, so that all of them are written if one is.
+    """
+    asked = set(parameters.save)
+    if before is None:
+        return asked, False
+    had = set(before["parameters"].get("save", ()))
+    now = {"device": str(segmenter.device), "tile": segmenter.tile, **_machine(segmenter)}
+    stays = all(before.get(key) == value for key, value in now.items()) and all(
+        (item.folder / name).exists() for name in before.get("files", ())
+    )
+    if not stays:
+        return asked | had, False
+    return asked | (had & MAPS if asked & MAPS else set()), True
+
+
+def _machine(segmenter: Segmenter) -> Record:
+    return {
+        "version": __version__,
+        "precision": str(segmenter.networks.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def record_of(
     item: Input,
     source: Source,
@@ -133,21 +173,19 @@ def record_of(
     """What run.json says, the seconds left out; `before` is of `same`."""
     model, (height, width) = segmenter.model, source.shape[:2]
     mpp = resolution.mpp
-    saved = set(parameters.save) | set(before["parameters"]["save"] if before else ())
+    saved = set(parameters.save) | set(before["parameters"].get("save", ()) if before else ())
     facts = {"reader": source.reader, "kind": source.kind, "shape": list(source.shape)}
     return {
-        "version": __version__,
+        **_machine(segmenter),
         "input": identity_of(item.path) | facts,
         "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
         "parameters": _answer(parameters) | {"save": sorted(saved)},
         "device": str(segmenter.device),
-        "precision": str(segmenter.networks.dtype).removeprefix("torch."),
         "tile": segmenter.tile,
-        "threads": torch.get_num_threads(),
         "mpp": mpp,
         "mpp_source": resolution.source,
         "counts": {
-            "objects": len(result.objects["label"]),
+            "objects": None if source.kind == "volume" else len(result.objects["label"]),
             "area_mm2": None if mpp is None else height * width * (mpp / 1000) ** 2,
         }
         | _volumes(source, result),

@@ -22,7 +22,17 @@ from ..io.results import ResultsFolder
 from ..io.source import Source, check_size
 from ..segmenter import Progress, Segmentation, Segmenter
 from ..volume import check_takes_volumes, segment_volume
-from .provenance import Input, Parameters, Record, Resolution, is_finished, record_of, same
+from .provenance import (
+    MAPS,
+    Input,
+    Parameters,
+    Record,
+    Resolution,
+    is_finished,
+    record_of,
+    same,
+    what_to_save,
+)
 
 __all__ = [
     "Input",
@@ -213,10 +223,10 @@ def _check_volume(
     source: Source, segmenter: Segmenter, parameters: Parameters
 ) -> tuple[Source, Resolution]:
     check_takes_volumes(segmenter.model.config)
-    maps = sorted({"probability", "uncertainty", "attention", "samples"} & set(parameters.save))
-    if maps:
+    maps = sorted(MAPS & set(parameters.save))
+    if maps or "labels" not in parameters.save:
         raise CdalError(
-            f"of a volume only labels are written so far, not {', '.join(maps)}",
+            f"of a volume only labels are written so far, not {', '.join(maps or parameters.save)}",
             "use --save labels",
             source.path,
         )
@@ -232,6 +242,9 @@ def _segment(
     # that only the size of the result's pixels tells which was read.
     level = best_level(source.levels, resolution.mpp, segmenter.model.config.image.mpp)
     step = source.levels[level].step
+    before = same(item, segmenter, parameters)
+    save, stays = what_to_save(before, item, segmenter, parameters)
+    parameters = replace(parameters, save=tuple(sorted(save)))
     with ResultsFolder(item.folder) as folder:
         image = source.read(level)
         read = time.perf_counter()
@@ -240,15 +253,15 @@ def _segment(
         result = replace(result, pixel=result.pixel * step)
         segmented = time.perf_counter()
         folder.write(source, image, result, resolution.mpp, parameters.save, step)
-        before = same(item, segmenter, parameters)
-        record = record_of(item, source, resolution, segmenter, parameters, result, before)
+        earlier = before if stays else None
+        record = record_of(item, source, resolution, segmenter, parameters, result, earlier)
         record["input"] |= {"level": level, "downsample": step}
         record["seconds"] = {
             "read": read - start,
             "model": segmented - read,
             "write": time.perf_counter() - segmented,
         }
-        return result, folder.publish(record, keep=before is not None)
+        return result, folder.publish(record, keep=stays)
 
 
 def _answer(
@@ -267,6 +280,7 @@ def _answer(
             samples=parameters.samples,
             steps=parameters.steps,
             seed=parameters.seed,
+            tile_mode=parameters.tile_mode,
             progress=progress,
         )
     return segmenter.segment(

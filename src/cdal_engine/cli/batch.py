@@ -37,7 +37,7 @@ def batch(
         bool, typer.Option("--dry-run", help="List what would be done, and what would fail.")
     ] = False,
 ) -> None:
-    """Segment every readable image and slide below a folder; run again to resume."""
+    """Segment every readable image, slide and volume below a folder; run again to resume."""
     from ..batch.run import Parameters, input_folders
     from ..io.discovery import find_sources
 
@@ -75,9 +75,10 @@ def _list(work: Work) -> int:
             failures += 1
             typer.echo(f"would fail: {error.at(item.path)}")
             continue
-        height, width = source.shape
+        sides = source.shape if source.kind == "volume" else source.shape[::-1]
+        size = " x ".join(map(str, sides))
         mpp = "" if resolution.mpp is None else f", {resolution.mpp:.4g} µm/px"
         where = f" ({resolution.source})" if resolution.mpp is not None else ""
-        typer.echo(printable(f"{item.path}: {source.kind}, {width} x {height}{mpp}{where}"))
+        typer.echo(printable(f"{item.path}: {source.kind}, {size}{mpp}{where}"))
     typer.echo(f"{len(work.inputs)} inputs, {finished} finished before, {failures} would fail")
     return 1 if failures else 0

@@ -6,6 +6,7 @@ import typer
 
 from . import options
 from .progress import bars
+from .threads import use_available_processors
 
 
 def demo(
@@ -18,6 +19,7 @@ def demo(
     from ..segmenter import Segmenter
     from ..weights import DEFAULT
 
+    use_available_processors()
     segmenter = Segmenter.from_pretrained(DEFAULT, device)
     save = ("labels", "probability", "uncertainty", "attention", "table", "geojson", "overview")
     item = Input(he_path(), output)

@@ -11,6 +11,7 @@ import typer
 from ..errors import CdalError
 from . import options
 from .progress import bars
+from .threads import use_available_processors
 
 if TYPE_CHECKING:
     from ..training.dataset import Pair
@@ -50,16 +51,19 @@ def evaluate(
 
     if output is not None and not output.parent.is_dir():
         raise CdalError("no such folder", "make it, or choose another with -o", output.parent)
+    if output is not None and output.is_dir():
+        raise CdalError("is a folder, not a file", "name a file with -o", output)
+    use_available_processors()
     jobs = _jobs(data, model, config, run or [])
     reports: dict[str, dict[str, object]] = {}
     means: dict[str, Means] = {}
-    with bars(2 * sum(len(pairs) for _, _, pairs in jobs)) as shown:
+    with bars(2 * sum(len(pairs) for _, _, pairs, _ in jobs)) as shown:
 
         def on_image(stem: str, _: dict[str, float]) -> None:
             shown.start(stem)
             shown.finish()
 
-        for name, path, pairs in jobs:
+        for name, path, pairs, trained_at in jobs:
             segmenter = Segmenter(Model.load(path), device, tile)
             segmenter.check_options(samples, steps, tile_mode)
             reports[name] = {
@@ -72,9 +76,11 @@ def evaluate(
             answers = {"sampled": steps}
             if segmenter.model.config.network.has_head:
                 answers["supervised"] = 0
-            score = partial(validation.evaluate, segmenter, pairs, mpp=mpp, samples=samples)
+            score = partial(validation.evaluate, segmenter, pairs, mpp=mpp or trained_at)
             for answer, n in answers.items():
-                scores = score(steps=n, seed=seed, tile_mode=tile_mode, on_image=on_image)
+                scores = score(
+                    samples=samples, steps=n, seed=seed, tile_mode=tile_mode, on_image=on_image
+                )
                 means.setdefault(name, {})[answer] = scores.mean
                 reports[name][answer] = {"mean": scores.mean, "images": scores.images}
     report = {"runs": reports, **_over(means)} if run else reports[model]
@@ -85,22 +91,27 @@ def evaluate(
 
 def _jobs(
     data: Path, model: str, config: Path | None, runs: list[Path]
-) -> list[tuple[str, str | Path, "list[Pair]"]]:
-    """What is scored: a name, its model, and the pairs it is scored on."""
+) -> list[tuple[str, str | Path, "list[Pair]", float | None]]:
+    """What is scored: a name, its model, the pairs it is scored on, and their µm per pixel."""
     from ..config import TrainConfig
     from ..training.dataset import find_pairs
     from ..training.splits import split
 
     pairs = find_pairs(data)
-    if not runs:
-        held_out = pairs if config is None else split(pairs, TrainConfig.from_file(config))[1]
-        return [(model, model, held_out)]
-    if config is not None:
+    if not runs and config is None:
+        return [(model, model, pairs, None)]
+    if runs and config is not None:
         raise CdalError("--run says what is held out itself", "leave --config out")
-    return [
-        (str(run), run / "best", split(pairs, TrainConfig.from_file(run / "config.yaml"))[1])
-        for run in runs
+    chosen: list[tuple[str, str | Path, Path]] = [
+        (str(run), run / "best", run / "config.yaml") for run in runs
     ]
+    if config is not None:
+        chosen = [(model, model, config)]
+    jobs: list[tuple[str, str | Path, list[Pair], float | None]] = []
+    for name, path, file in chosen:
+        settings = TrainConfig.from_file(file)
+        jobs.append((name, path, split(pairs, settings)[1], settings.mpp))
+    return jobs
 
 
 def _over(means: dict[str, Means]) -> dict[str, Means]:

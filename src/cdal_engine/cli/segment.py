@@ -10,7 +10,9 @@ from .work import Work, carry_out
 
 
 def segment(
-    images: Annotated[list[Path], typer.Argument(help="Images or slides.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(help="Images, slides or volumes.", show_default=False)
+    ],
     output: options.Out = Path("cdal-out"),
     model: options.Model = "nuclei-he",
     samples: options.Samples = 5,
@@ -23,7 +25,7 @@ def segment(
     save: options.Save = options.DEFAULT_SAVE,
     restart: options.Restart = False,
 ) -> None:
-    """Segment images and slides given by name."""
+    """Segment images, slides and volumes given by name."""
     from ..batch.run import Parameters, input_folders
 
     parameters = Parameters(samples, steps, seed, mpp, tile_mode, options.parse_save(save))

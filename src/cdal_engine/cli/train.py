@@ -11,6 +11,7 @@ from ..errors import Cancelled, CdalError
 from . import options
 from .interrupt import deferred
 from .progress import console, share_bar
+from .threads import use_available_processors
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
@@ -53,6 +54,7 @@ def train(
     from ..training.dataset import match_files
     from ..training.splits import split
 
+    use_available_processors()
     _check_resume(resume, output, init)
     run = output or Path("cdal-runs") / time.strftime("%Y%m%d-%H%M%S")
     start = Model.load(init) if init else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CdalError, printable
 from .progress import bars, console
+from .threads import use_available_processors
 
 if TYPE_CHECKING:
     from ..batch.run import Input, Outcome, Parameters
@@ -28,14 +29,10 @@ class Work:
 
     def segmenter(self) -> "Segmenter":
         """Load the model onto its device."""
-        import torch
-        from dask.system import CPU_COUNT
-
         from ..model import Model
         from ..segmenter import Segmenter
 
-        # A container's share of the processors, which torch does not know: more threads crawl.
-        torch.set_num_threads(min(torch.get_num_threads(), CPU_COUNT))
+        use_available_processors()
         return Segmenter(Model.load(self.model), self.device, self.tile)
 
 

@@ -50,7 +50,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_aside(path: Path, content: bytes) -> None:
     """Write a file whole: aside first, then renamed."""
-    aside = path.with_name(f".{path.name}.tmp")
+    # Of a name of its own: several processes may write summary.csv.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_bytes(content)
         os.replace(aside, path)
@@ -196,7 +197,7 @@ def _facts(folder: Path) -> Record:
     area = run["counts"]["area_mm2"]
     return {
         "status": "done",
-        "objects": run["counts"]["objects"],
+        "objects": "" if run["counts"]["objects"] is None else run["counts"]["objects"],
         "area_mm2": "" if area is None else f"{area:.6g}",
         "objects_per_mm2": f"{run['counts']['objects'] / area:.6g}" if area else "",
         "mpp": "" if run["mpp"] is None else f"{run['mpp']:.6g}",

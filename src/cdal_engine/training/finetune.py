@@ -94,7 +94,7 @@ def fine_tune(
 ) -> Outcome:
     """Fine-tune to the few `pairs`, each patient held out in turn; RUN/best is what to use.
 
-    The folder holds a run for each patient, called after it, `all/` if it helped, and `best/`.
+    The folder holds `held-out/` with a run for each patient, `all/` if it helped, and `best/`.
     Parameters and errors as `Trainer`.
     """
     patients = sorted({pair.patient for pair in pairs})
@@ -103,14 +103,16 @@ def fine_tune(
             "one image cannot be both learned from and held out",
             "add one, or cut it into two files",
         )
+    if run.is_dir() and any(run.iterdir()):
+        raise CdalError("the run folder is not empty", "choose another with -o", run)
     outcomes: list[Outcome] = []
     for patient in patients:
         sides = (
             [pair for pair in pairs if pair.patient != patient],
             [pair for pair in pairs if pair.patient == patient],
         )
-        Trainer(config, sides, run / patient, device, init=init).run(report)
-        outcomes += filter(None, [outcome_of(run / patient, config)])
+        Trainer(config, sides, run / "held-out" / patient, device, init=init).run(report)
+        outcomes += filter(None, [outcome_of(run / "held-out" / patient, config)])
     outcome = Outcome(
         _mean([each.before for each in outcomes]),
         _mean([each.after for each in outcomes]),

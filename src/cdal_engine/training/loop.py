@@ -196,11 +196,11 @@ class Trainer:
         rows = read_rows(self.run_folder / "metrics.csv")
         if not rows or rows[-1]["step"] != self.step:  # not so if a finished run is resumed
             self._score(losses, report)
-            if self.validation_pairs:
-                best = Segmenter(Model.load(self.run_folder / "best"), str(self.device))
-                draw_examples(
-                    best, self.validation_pairs, self.run_folder / "examples", self.config.mpp
-                )
+        if self.validation_pairs and not (self.run_folder / "examples").is_dir():
+            best = Segmenter(Model.load(self.run_folder / "best"), str(self.device))
+            draw_examples(
+                best, self.validation_pairs, self.run_folder / "examples", self.config.mpp
+            )
 
     def _score(self, losses: dict[str, list[float]], report: Report) -> None:
         """Validate, save, and add a row to metrics.csv and the curves."""

@@ -131,7 +131,13 @@ def answered(
     """Segment what `read_pair` read, an image or a volume, and keep the samples."""
     if pair.is_volume:
         return segment_volume(
-            segmenter, image, samples=samples, steps=steps, seed=seed, keep_samples=True
+            segmenter,
+            image,
+            samples=samples,
+            steps=steps,
+            seed=seed,
+            tile_mode=tile_mode,
+            keep_samples=True,
         )
     return segmenter.segment(
         image,
