@@ -68,10 +68,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Resolution:
-    """Micrometres per pixel of an input, and where they come from."""
+    """Micrometres per pixel of an input, where they come from, and the level to read for them."""
 
     mpp: float | None
     source: str
+    level: int = 0
 
 
 def identity_of(path: Path) -> Record:
@@ -144,7 +145,7 @@ def what_to_save(
     if before is None:
         return asked, False
     had = set(before["parameters"].get("save", ()))
-    now = {"device": str(segmenter.device), "tile": segmenter.tile, **_machine(segmenter)}
+    now = _circumstances(segmenter)
     stays = all(before.get(key) == value for key, value in now.items()) and all(
         (item.folder / name).exists() for name in before.get("files", ())
     )
@@ -153,9 +154,12 @@ def what_to_save(
     return asked | (had & MAPS if asked & MAPS else set()), True
 
 
-def _machine(segmenter: Segmenter) -> Record:
+def _circumstances(segmenter: Segmenter) -> Record:
+    """What may change an answer's bits, beside what decides the answer."""
     return {
         "version": __version__,
+        "device": str(segmenter.device),
+        "tile": segmenter.tile,
         "precision": str(segmenter.networks.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
@@ -176,12 +180,10 @@ def record_of(
     saved = set(parameters.save) | set(before["parameters"].get("save", ()) if before else ())
     facts = {"reader": source.reader, "kind": source.kind, "shape": list(source.shape)}
     return {
-        **_machine(segmenter),
+        **_circumstances(segmenter),
         "input": identity_of(item.path) | facts,
         "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
         "parameters": _answer(parameters) | {"save": sorted(saved)},
-        "device": str(segmenter.device),
-        "tile": segmenter.tile,
         "mpp": mpp,
         "mpp_source": resolution.source,
         "counts": {

@@ -214,9 +214,11 @@ def check_source(
         )
     own = None if resized else segmenter.model.config.image.mpp
     resolution = _resolution(source, parameters.mpp, own)
+    # Level 0 unless a coarser one shows all that the model sees; both lie on the same corner, so
+    # that only the size of the result's pixels tells which was read.
     level = best_level(source.levels, resolution.mpp, own)
     check_size(source.levels[level].shape, path)
-    return source, resolution
+    return source, replace(resolution, level=level)
 
 
 def _check_volume(
@@ -238,9 +240,7 @@ def _segment(
 ) -> tuple[Segmentation, Record]:
     start = time.perf_counter()
     source, resolution = check_source(item.path, segmenter, parameters)
-    # Level 0 unless a coarser one shows all that the model sees; both lie on the same corner, so
-    # that only the size of the result's pixels tells which was read.
-    level = best_level(source.levels, resolution.mpp, segmenter.model.config.image.mpp)
+    level = resolution.level
     step = source.levels[level].step
     before = same(item, segmenter, parameters)
     save, stays = what_to_save(before, item, segmenter, parameters)

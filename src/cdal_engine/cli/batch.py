@@ -60,6 +60,7 @@ def _list(work: Work) -> int:
     """Say of each input what would be done, its pixels not read."""
     from ..batch.provenance import is_finished
     from ..batch.run import check_options, check_source
+    from ..io.source import sides
 
     segmenter = work.segmenter()
     check_options(segmenter, work.parameters)
@@ -75,10 +76,8 @@ def _list(work: Work) -> int:
             failures += 1
             typer.echo(f"would fail: {error.at(item.path)}")
             continue
-        sides = source.shape if source.kind == "volume" else source.shape[::-1]
-        size = " x ".join(map(str, sides))
         mpp = "" if resolution.mpp is None else f", {resolution.mpp:.4g} µm/px"
         where = f" ({resolution.source})" if resolution.mpp is not None else ""
-        typer.echo(printable(f"{item.path}: {source.kind}, {size}{mpp}{where}"))
+        typer.echo(printable(f"{item.path}: {source.kind}, {sides(source.shape)}{mpp}{where}"))
     typer.echo(f"{len(work.inputs)} inputs, {finished} finished before, {failures} would fail")
     return 1 if failures else 0

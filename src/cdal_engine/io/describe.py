@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import CdalError
 from .discovery import open_source
 from .levels import best_level
-from .source import Source
+from .source import Source, sides
 
 __all__ = ["describe"]
 
@@ -39,8 +39,7 @@ def describe(path: Path, model_mpp: float = 0.25) -> list[tuple[str, str]]:
     colour = "grayscale" if source.channels == 1 else "RGB"
     lines.append(("pixels", f"{colour}, {source.pixels.dtype}"))
     if source.kind == "volume":
-        sizes = " x ".join(map(str, source.shape))
-        lines += [("size", f"{sizes} voxels"), ("resolution", source.mpp_source)]
+        lines += [("size", f"{sides(source.shape)} voxels"), ("resolution", source.mpp_source)]
     else:
         lines += _levels(source) + _resolution(source, model_mpp)
     wrong = [problem for problem in _problems(source) if problem]
@@ -48,13 +47,12 @@ def describe(path: Path, model_mpp: float = 0.25) -> list[tuple[str, str]]:
 
 
 def _levels(source: Source) -> list[tuple[str, str]]:
-    height, width = source.shape
-    lines = [("size", f"{width} x {height}, {len(source.levels)} level(s)")]
+    lines = [("size", f"{sides(source.shape)}, {len(source.levels)} level(s)")]
     for index, level in enumerate(source.levels):
         mpp = f", {level.mpp:.4g} µm per pixel" if level.mpp else ""
         tile = " x ".join(map(str, source.pixels.tile(index)[::-1]))
         steps = f"1/{level.downsample[0]:.6g}"
-        text = f"{level.shape[1]} x {level.shape[0]}, {steps}{mpp}, tiles {tile}"
+        text = f"{sides(level.shape)}, {steps}{mpp}, tiles {tile}"
         lines.append((f"level {index}", text))
     if source.bounds is None:
         return [*lines, ("bounds", "not in the file: all of it")]

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import CdalError
 from .dicom import dicom_files, is_uncompressed
-from .levels import Level
 from .source import Box, Source, check_size, decoding
-from .volumes import needed
+from .volumes import needed, volume_source
 
 __all__ = ["open_dicom_series"]
 
@@ -46,17 +45,8 @@ def open_dicom_series(path: Path) -> Source:
         shape = (*first.size[:2], first.size[2] * len(ordered))
         check_size(shape, path)
         pixels = _SeriesPixels(tuple(s.file for s in ordered), shape, _dtype(sitk, first.file))
-    spacing = " x ".join(f"{np.linalg.norm(affine[:3, axis]):.4g}" for axis in range(3))
-    return Source(
-        path=path,
-        kind="volume",
-        reader=f"SimpleITK, DICOM series of {len(ordered)} file(s)",
-        levels=(Level(shape, (1.0, 1.0, 1.0)),),
-        channels=1,
-        pixels=pixels,
-        mpp_source=f"voxels of {spacing} mm",
-        affine=affine,
-    )
+    reader = f"SimpleITK, DICOM series of {len(ordered)} file(s)"
+    return volume_source(path, reader, shape, pixels, affine)
 
 
 def _files(sitk: Any, path: Path) -> list[str]:

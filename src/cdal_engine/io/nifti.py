@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CdalError
-from .levels import Level
 from .source import Box, Source, check_size, decoding
-from .volumes import needed
+from .volumes import needed, volume_source
 
 __all__ = ["open_nifti"]
 
@@ -46,19 +45,10 @@ def open_nifti(path: Path) -> Source:
         _check_bytes(image, path)
         dtype = np.asanyarray(image.dataobj[(slice(0, 1),) * len(stored)]).dtype
         affine = np.asarray(image.affine, np.float64)
-    spacing = " x ".join(f"{np.linalg.norm(affine[:3, axis]):.4g}" for axis in range(3))
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise CdalError("its affine matrix is not invertible", "correct its header", path)
-    return Source(
-        path=path,
-        kind="volume",
-        reader=f"nibabel, {type(image).__name__}, axes {''.join(nib.aff2axcodes(affine))}",
-        levels=(Level(shape, (1.0, 1.0, 1.0)),),
-        channels=1,
-        pixels=_NiftiPixels(path, shape, dtype),
-        mpp_source=f"voxels of {spacing} mm",
-        affine=affine,
-    )
+    reader = f"nibabel, {type(image).__name__}, axes {''.join(nib.aff2axcodes(affine))}"
+    return volume_source(path, reader, shape, _NiftiPixels(path, shape, dtype), affine)
 
 
 def _loaded(nib: Any, path: Path) -> Any:

@@ -18,7 +18,7 @@ from .levels import Level
 if TYPE_CHECKING:
     import dask.array as da
 
-__all__ = ["Box", "Pixels", "Source", "believed", "check_size", "decoding", "undecodable"]
+__all__ = ["Box", "Pixels", "Source", "believed", "check_size", "decoding", "sides", "undecodable"]
 
 _BELIEVED = (0.05, 10.0)  # µm per pixel; beyond it a resolution tag is about paper or screens
 
@@ -140,16 +140,20 @@ def believed(mpp: float | None) -> float | None:
     return mpp if mpp is not None and _BELIEVED[0] <= mpp <= _BELIEVED[1] else None
 
 
+def sides(shape: tuple[int, ...]) -> str:
+    """Width x height of (H, W), as people say it; I x J x K of a volume."""
+    return " x ".join(map(str, shape[::-1] if len(shape) == 2 else shape))
+
+
 def check_size(shape: tuple[int, ...], path: Path) -> None:
     """Refuse an image without pixels, or with more than fit in memory, before reading it."""
     count = int(np.prod(shape, dtype=object))
     if count <= 0:
         raise CdalError("the image has no pixels", "check the file", path)
     if count > MAX_MEGAPIXELS * 1e6:
-        sizes = " x ".join(str(n) for n in (shape[::-1] if len(shape) == 2 else shape))
         raise CdalError(
-            f"{sizes} pixels are {count / 1e6:.0f} megapixels; up to {MAX_MEGAPIXELS} are read "
-            "so far",
+            f"{sides(shape)} pixels are {count / 1e6:.0f} megapixels; up to {MAX_MEGAPIXELS} are "
+            "read so far",
             "crop the region of interest into a file of its own",
             path,
         )

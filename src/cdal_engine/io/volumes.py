@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CdalError
-from .source import Source
+from .levels import Level
+from .source import Pixels, Source
 
-__all__ = ["needed", "write_volume_labels"]
+__all__ = ["needed", "volume_source", "write_volume_labels"]
 
 _SCANNER = 1  # NIfTI's code for coordinates of the scanner
 
@@ -34,6 +36,23 @@ def needed(name: str) -> ModuleType:
             f"volumes are read with {name}, which is not installed",
             "pip install 'napari-cdal[volumes]'",
         ) from None
+
+
+def volume_source(
+    path: Path, reader: str, shape: tuple[int, ...], pixels: Pixels, affine: NDArray[np.float64]
+) -> Source:
+    """Describe a grayscale volume of one level; see `Source`."""
+    source = Source(
+        path=path,
+        kind="volume",
+        reader=reader,
+        levels=(Level(shape, (1.0, 1.0, 1.0)),),
+        channels=1,
+        pixels=pixels,
+        affine=affine,
+    )
+    spacing = " x ".join(f"{each:.4g}" for each in source.spacing or ())
+    return replace(source, mpp_source=f"voxels of {spacing} mm")
 
 
 def write_volume_labels(path: Path, labels: NDArray[np.integer], source: Source) -> None:
