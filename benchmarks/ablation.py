@@ -142,6 +142,8 @@ ROWS = {
     "no attention": Row({"model.attention.mode": "none"}),
     "no adversarial term": Row({"losses.adversarial": 0}),
     "adversarial weight 1": Row({"losses.adversarial": 1.0}),
+    "R1 penalty 0.02": Row({"losses.r1": 0.02}),
+    "R1 penalty 2": Row({"losses.r1": 2.0}),
     "samples not pooled": Row(of="ours", decode={"sample_weight": 1.0}),
     "label scale 0.1": Row({"model.diffusion.label_scale": 0.1}),
     "label scale 0.5": Row({"model.diffusion.label_scale": 0.5}),
