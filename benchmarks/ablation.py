@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from categorical import train_categorical
 from controls import EightViews, Ensemble, train_stochastic
 from torch import Tensor, nn
 
@@ -137,6 +138,8 @@ ROWS = {
     "control: 8 views of the head": Row(of="ours", steps=0, altered=eight_views),
     "control: heads of 3 seeds": Row(of="ours", steps=0),  # see `segmenter_of`
     "control: stochastic segmentation network": Row(decode={"sample_weight": 1.0}),  # likewise
+    "categorical labels": Row(),  # likewise
+    "categorical labels, samples not pooled": Row(decode={"sample_weight": 1.0}),  # likewise
     "paper's objective": Row(PAPER | {"model.attention.mode": "paper"}),
     "no latent": Row({"model.network.latent_dim": 0}),
     "no attention": Row({"model.attention.mode": "none"}),
@@ -159,6 +162,7 @@ for mode, level in itertools.product(("normalized", "paper"), (0, 1, 2)):
         ROWS[name] = Row({"model.attention.mode": mode, "model.attention.level": level})
     ROWS[f"{name}, attention in sampling too"] = Row(of=name, altered=attended)
 STOCHASTIC = "control: stochastic segmentation network"
+CATEGORICAL = "categorical labels"
 SEEDS = "control: heads of 3 seeds"
 
 
@@ -189,18 +193,26 @@ def trained(name: str, options: argparse.Namespace) -> Model:
     return Model.load(folder / "last")
 
 
+def one_step_model(
+    name: str, train: Callable[[Trainer], Generator], options: argparse.Namespace
+) -> Model:
+    """A model that does all its steps in one call, trained on our batches."""
+    config = config_of(ROWS[name], options.steps)
+    trainer = Trainer(config, options.pairs, options.output / slug(name), options.device)
+    generator = train(trainer)
+    diffusion = config.model.diffusion.model_copy(update={"steps": 1})
+    one_step = config.model.model_copy(update={"diffusion": diffusion})
+    networks = Networks(one_step).eval()
+    networks.generator = generator
+    return Model(name, one_step, networks, "")
+
+
 def segmenter_of(name: str, options: argparse.Namespace) -> Segmenter:
     """What a row runs."""
     row = ROWS[name]
-    if name == STOCHASTIC:
-        config = config_of(row, options.steps)
-        one_step = config.model.model_copy(
-            update={"diffusion": config.model.diffusion.model_copy(update={"steps": 1})}
-        )
-        trainer = Trainer(config, options.pairs, options.output / "stochastic", options.device)
-        networks = Networks(one_step).eval()
-        networks.generator = train_stochastic(trainer)
-        return Segmenter(Model(name, one_step, networks, ""), options.device)
+    if name.startswith((STOCHASTIC, CATEGORICAL)):
+        train = train_stochastic if name == STOCHASTIC else train_categorical
+        return Segmenter(one_step_model(name, train, options), options.device)
     segmenter = Segmenter(trained(row.of or name, options), options.device)
     if name == SEEDS:
         others = [trained(f"ours, seed {seed}", options).networks.generator for seed in (1, 2)]
