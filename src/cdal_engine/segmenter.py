@@ -24,7 +24,15 @@ from .networks import receptive_halo
 from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample
 from .tiling import Box, Tile, hull, plan, plan_fixed
 
-__all__ = ["TILE_MODES", "Progress", "Segmentation", "Segmenter"]
+__all__ = [
+    "TILE_MODES",
+    "Progress",
+    "Segmentation",
+    "Segmenter",
+    "counter",
+    "entropy",
+    "measured",
+]
 
 Progress = Callable[[int, int], bool]
 """Called with (passes done, passes in all); returning False cancels."""
@@ -177,23 +185,14 @@ class Segmenter:
         with torch.inference_mode(), memory_reported():
             x = prepare(image, config.image)
             resized = self.resized(tile_mode)
-            grid = self._grid(x.shape[1:], mpp, resized, region)
+            grid = self.grid(x.shape[1:], mpp, tile_mode, region)
             _check_memory(math.prod(s.stop - s.start for s in grid.box))
-            tiles = self._tiles(grid, self.halo(schedule, tile_mode))
-            passes = len(tiles) * (1 + (schedule.steps * samples if schedule else 0))
-            inference = Inference(
-                config=config,
-                networks=self.networks,
-                samples=samples if schedule else 1,
-                seed=seed,
-                schedule=schedule,
-                attention=attention and schedule is not None and config.network.has_discriminator,
-                keep_samples=keep_samples,
-                device=self.device,
-                at_once=AtOnce(1, samples),
-                advance=_counter(progress, passes),
+            tiles = self.tiles(grid.size, grid.box, self.halo(schedule, tile_mode))
+            inference = self.inference(
+                schedule, samples, seed, attention=attention, keep_samples=keep_samples
             )
-            inference = replace(inference, at_once=fitting(inference, tiles))
+            advance = counter(progress, len(tiles) * inference.passes)
+            inference = replace(inference, at_once=fitting(inference, tiles), advance=advance)
             window = hull(tiles)
             x = resample(normalise(x, config.image, limits), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
@@ -201,6 +200,30 @@ class Segmenter:
             if on_model_grid and not grid.native and resized is None:
                 grid, mpp = grid.itself(), config.image.mpp
             return _decoded(maps, grid, config, mpp, start)
+
+    def inference(
+        self,
+        schedule: NoiseSchedule | None,
+        samples: int,
+        seed: int,
+        *,
+        attention: bool,
+        keep_samples: bool,
+    ) -> Inference:
+        """How tiles are answered with a schedule of `check_options`, one at a time."""
+        config = self.model.config if schedule else self.model.config.of_supervised_head()
+        return Inference(
+            config=config,
+            networks=self.networks,
+            samples=samples if schedule else 1,
+            seed=seed,
+            schedule=schedule,
+            attention=attention and schedule is not None and config.network.has_discriminator,
+            keep_samples=keep_samples,
+            device=self.device,
+            at_once=AtOnce(1, samples),
+            advance=lambda passes: None,
+        )
 
     def check_options(
         self, samples: int, steps: int | None, tile_mode: str = "overlap"
@@ -242,24 +265,25 @@ class Segmenter:
         image = self.model.config.image
         return image.resized if tile_mode == "published" or image.mpp is None else None
 
-    def _grid(
+    def grid(
         self,
         shape: tuple[int, ...],
         mpp: float | None,
-        resized: tuple[int, int] | None,
-        region: Box | None,
+        tile_mode: str = "overlap",
+        region: Box | None = None,
     ) -> Grid:
-        """Lay the model's grid over an image."""
+        """Lay the model's grid over an image of `shape` (H, W), or a region of it."""
         config, scale = self.model.config, grid_scale(mpp, self.model.config.image)
+        resized = self.resized(tile_mode)
         each = tuple(n / size for n, size in zip(resized, shape, strict=True)) if resized else scale
         if fixed := config.network.fixed_tile:
             return Grid.over(shape, each, 1, region, least=fixed)
         return Grid.over(shape, each, config.network.stride, region)
 
-    def _tiles(self, grid: Grid, halo: int) -> list[Tile]:
-        """Tiles that make up the grid's box."""
+    def tiles(self, size: tuple[int, ...], box: Box, halo: int) -> list[Tile]:
+        """Tiles that make up a box of a grid of `size`."""
         cover = plan_fixed if self.model.config.network.fixed_tile else plan
-        return cover(grid.size, self.tile, halo, grid.box)
+        return cover(size, self.tile, halo, box)
 
     def halo(self, schedule: NoiseSchedule | None, tile_mode: str = "overlap") -> int:
         """Pixels a tile sees beyond what it keeps, for a schedule of `check_options`."""
@@ -292,16 +316,11 @@ def _decoded(
         masks = np.stack([grid.bring_back(m[None].astype(np.float32))[0] > 0.5 for m in maps.masks])
     labels = targets.decode(mean, config, None if config.image.mpp is None else mpp)
     inside = targets.foreground(mean, config)
-    objects = instances.measure(labels, inside.max(axis=0))
-    objects["agreement"] = instances.agreement(labels, objects, masks)
-    kind = objects["label"].astype(int) - 1 if config.target == "classes" else 0
-    objects["class"] = np.broadcast_to(
-        np.array(config.classes, np.str_)[kind], objects["label"].shape
-    ).copy()
+    objects = measured(labels, inside, masks, config)
     return Segmentation(
         labels=labels,
         probability=inside,
-        uncertainty=_entropy(inside),
+        uncertainty=entropy(inside),
         deviation=each(maps.deviation[None])[0],
         attention=None if maps.attention is None else each(maps.attention[None])[0],
         samples=None if maps.samples is None else each(maps.samples, np.float16),
@@ -310,6 +329,22 @@ def _decoded(
         pixel=grid.pixel,
         seconds=time.perf_counter() - start,
     )
+
+
+def measured(
+    labels: NDArray[np.uint32],
+    inside: NDArray[np.float32],
+    masks: NDArray[np.bool_],
+    config: ModelConfig,
+) -> dict[str, NDArray[Any]]:
+    """Columns of objects (H, W), from (C, H, W) probabilities and (S, H, W) samples."""
+    objects = instances.measure(labels, inside.max(axis=0))
+    objects["agreement"] = instances.agreement(labels, objects, masks)
+    kind = objects["label"].astype(int) - 1 if config.target == "classes" else 0
+    objects["class"] = np.broadcast_to(
+        np.array(config.classes, np.str_)[kind], objects["label"].shape
+    ).copy()
+    return objects
 
 
 def _check_memory(pixels: float) -> None:
@@ -321,7 +356,8 @@ def _check_memory(pixels: float) -> None:
         )
 
 
-def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Count what is newly done of `total` passes and report it; raises `Cancelled` if asked to."""
     done = 0
 
     def advance(passes: int) -> None:
@@ -333,7 +369,7 @@ def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
     return advance
 
 
-def _entropy(inside: NDArray[np.float32]) -> NDArray[np.float32]:
+def entropy(inside: NDArray[np.float32]) -> NDArray[np.float32]:
     """Entropy of (C, H, W) foreground probabilities and the background left, 0 … 1."""
     p = np.concatenate([1 - inside.sum(axis=0, keepdims=True), inside]).clip(1e-7, 1)
     return np.asarray(-(p * np.log(p)).sum(axis=0) / np.log(len(p)), np.float32).clip(0, 1)

@@ -35,6 +35,7 @@ _NAMES = frozenset(
         "objects.csv",
         "objects.geojson",
         "overview.png",
+        "tissue.png",
     }
 )
 
@@ -46,6 +47,8 @@ class ResultsFolder:
     ----------
     folder : Path
         Made if needed. Files in it that are not from an earlier run of ours are never replaced.
+    aside : Path, optional
+        Empty folder on the same disk to write in first; by default one of its own.
 
     Raises
     ------
@@ -53,7 +56,7 @@ class ResultsFolder:
         If it cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, aside: Path | None = None) -> None:
         self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,7 @@ class ResultsFolder:
                 if time.time() - old.stat().st_mtime > _STALE:
                     shutil.rmtree(old, ignore_errors=True)
             # A name of its own, so that two runs on one folder do not write into each other.
-            self._aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
+            self.aside = aside or Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
 
     def write(
         self,
@@ -93,7 +96,7 @@ class ResultsFolder:
         CdalError
             If the disk is full or not to be written on.
         """
-        folder = self._aside
+        folder = self.aside
         with writing(self.folder):
             if source.kind == "volume":
                 from .volumes import write_volume_labels
@@ -104,9 +107,12 @@ class ResultsFolder:
             offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
             if "labels" in save:
                 if source.kind == "slide" or result.labels.size > _LARGE:
-                    from .ome_zarr import write_labels
+                    from .ome_zarr import labels_pyramid
 
-                    write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
+                    shape = result.labels.shape
+                    pyramid = labels_pyramid(folder / "labels.ome.zarr", shape)
+                    pyramid.write(tuple(slice(0, n) for n in shape), result.labels)
+                    pyramid.finish(spacing, offset)
                 else:
                     _write_tiff(folder / "labels.tif", result.labels, spacing)
             maps = _maps(result, save)
@@ -145,7 +151,7 @@ class ResultsFolder:
         CdalError
             If a file that is not ours is in the way, or the disk does not take it.
         """
-        names = sorted(path.name for path in self._aside.iterdir())
+        names = sorted(path.name for path in self.aside.iterdir())
         before = read_run(self.folder, finished=False)
         # Names only, and only ours: run.json may have been edited.
         ours = set() if before is None else {RUN} | (_NAMES & set(before.get("files", ())))
@@ -164,7 +170,7 @@ class ResultsFolder:
             for name in names if keep else both:
                 _remove(self.folder / name)
             for name in names:
-                os.replace(self._aside / name, self.folder / name)
+                os.replace(self.aside / name, self.folder / name)
             write_json(self.folder / RUN, done)
             forget_failure(self.folder)
         return done
@@ -176,7 +182,7 @@ class ResultsFolder:
         self._discard()
 
     def _discard(self) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+        shutil.rmtree(self.aside, ignore_errors=True)
 
 
 def _maps(result: Segmentation, save: tuple[str, ...]) -> dict[str, NDArray[np.floating]]:
