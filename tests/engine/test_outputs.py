@@ -13,14 +13,11 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from ome_zarr_models.v05 import Image as OmeImage
 from PIL import Image
-from skimage.draw import polygon2mask
 
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
-from cdal_engine.io.geojson import outline
 from cdal_engine.io.ome_zarr import write_labels, write_maps
 from cdal_engine.io.records import (
     FAILED,
@@ -44,21 +41,6 @@ ALL += ("overview",)
 def shoelace(ring: list[list[float]]) -> float:
     x, y = np.array(ring).T
     return abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
-
-
-@settings(max_examples=200)
-@given(npst.arrays(bool, npst.array_shapes(min_dims=2, max_dims=2, max_side=12)))
-def test_outlines_follow_the_pixels_exactly(mask: np.ndarray) -> None:
-    polygons = outline(mask)
-    area = sum(shoelace(rings[0]) - sum(map(shoelace, rings[1:])) for rings in polygons)
-    assert area == mask.sum()
-    drawn = np.zeros(mask.shape, bool)
-    for rings in polygons:
-        for ring in rings:
-            assert ring[0] == ring[-1]
-            # Pixel centres at +0.5: a centre is inside exactly if its pixel is.
-            drawn ^= polygon2mask(mask.shape, np.array(ring)[:, ::-1] - 0.5)
-    assert np.array_equal(drawn, mask)
 
 
 @pytest.fixture(scope="module")

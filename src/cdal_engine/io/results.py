@@ -121,15 +121,17 @@ class ResultsFolder:
 
                 write_maps(folder / "maps.ome.zarr", maps, spacing, offset)
             if "table" in save:
-                from .tables import object_table, write_table
+                from .tables import TableWriter, object_table
 
-                write_table(folder, object_table(result, mpp, source.shape))
+                with TableWriter(folder) as table:
+                    table.add(object_table(result.objects, result.pixel, mpp, source.shape))
             if "geojson" in save:
-                from .geojson import write_geojson
+                from .geojson import GeoJsonWriter
 
-                write_geojson(
-                    folder / "objects.geojson", result, source.path.name, mpp, source.shape
-                )
+                with GeoJsonWriter(
+                    folder / "objects.geojson", source.path.name, mpp, source.shape, result.pixel
+                ) as outlines:
+                    outlines.add(result.labels, result.objects)
             if "overview" in save:
                 from .overview import write_overview
 
