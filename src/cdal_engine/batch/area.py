@@ -40,7 +40,7 @@ class Area:
 
     def inside(self, box: Box) -> NDArray[np.bool_]:
         """Which pixels of a box of the grid count."""
-        y, x = ((np.arange(s.start, s.stop) + 0.5) * self.pixel for s in box)
+        y, x = (np.arange(s.start + 0.5, s.stop) * self.pixel for s in box)
         mask = np.ones((len(y), len(x)), bool)
         if self.tissue is not None:
             rows, columns = (self._on_tissue(places, axis) for axis, places in enumerate((y, x)))
@@ -58,22 +58,17 @@ class Area:
     def touches(self, box: Box) -> bool:
         """Whether any pixel of a box of the grid counts."""
         if self.tissue is not None:
-            first, last = (
-                [
-                    self._on_tissue(np.array([place * self.pixel]), axis)[0]
-                    for axis, place in enumerate(ends)
-                ]
-                for ends in ([s.start + 0.5 for s in box], [s.stop - 0.5 for s in box])
-            )
-            near = self.tissue[first[0] : last[0] + 1, first[1] : last[1] + 1]
+            ends = [np.array([s.start + 0.5, s.stop - 0.5]) * self.pixel for s in box]
+            rows, columns = (self._on_tissue(places, axis) for axis, places in enumerate(ends))
+            near = self.tissue[rows[0] : rows[1] + 1, columns[0] : columns[1] + 1]
             if not near.any():
                 return False
             if self.regions is None and self.bounds is None and near.all():
                 return True  # without looking at every pixel
         return bool(self.inside(box).any())
 
-    def _on_tissue(self, places: NDArray[np.float64], axis: int) -> NDArray[np.int64]:
+    def _on_tissue(self, places: NDArray[np.floating], axis: int) -> NDArray[np.int64]:
         """Rows or columns of the tissue mask at places along an axis of level 0."""
         assert self.tissue is not None
         small, large = self.tissue.shape[axis], self.shape[axis]
-        return np.minimum(places * (small / large), small - 1).astype(np.int64)
+        return np.asarray(np.minimum(places * (small / large), small - 1).astype(np.int64))

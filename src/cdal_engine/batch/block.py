@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,13 @@ from ..inference import Inference, Maps
 from ..io.source import Source
 from ..memory import fitting
 from ..preparation import Grid, Limits, normalise, prepare, resample, seen_by
-from ..segmenter import Segmenter, measured
+from ..segmenter import Segmenter, entropy, measured
 from ..tiling import Box, Tile, hull, seen_from, within
 from .area import Area
 from .plan import Block, Plan
 from .scratch import Scratch
 
-__all__ = ["BlockTask", "Pixels", "stored"]
+__all__ = ["BlockTask", "Pixels"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -61,6 +60,8 @@ class BlockTask:
         See `preparation.prepare`.
     limits : ndarray or None
         See `preparation.normalise`.
+    save : tuple of str
+        What is asked for.
     """
 
     source: Source
@@ -74,6 +75,7 @@ class BlockTask:
     area: Area
     largest: float
     limits: Limits | None
+    save: tuple[str, ...]
 
     @property
     def config(self) -> ModelConfig:
@@ -104,15 +106,41 @@ class BlockTask:
             return Pixels(tiles, resample(x, self.grid.scale, window, origin))
 
     def answer(self, block: Block, pixels: Pixels) -> Arrays:
-        """Run the model; return the block's maps as `stored`."""
+        """Run the model; return the block's maps, see `stored`."""
         inference = replace(self.inference, at_once=fitting(self.inference, pixels.tiles))
         box = self.plan.box(block, padded=True)
         origin = tuple(s.start for s in hull(pixels.tiles))
         with torch.inference_mode(), memory_reported():
             maps = inference.run(pixels.image, origin, box, pixels.tiles)
-        return stored(maps, seen_from(tuple(s.start for s in box), self.plan.box(block)))
+        return self.stored(maps, seen_from(tuple(s.start for s in box), self.plan.box(block)))
 
-    def objects(self, block: Block, scratch: Scratch) -> Arrays:
+    def stored(self, maps: Maps, inside: Box) -> Arrays:
+        """Maps as they are kept: the background's left out, a bit for each sample.
+
+        Keys as `results.chosen_maps`, and `masks`.
+        """
+        probability = maps.probability[:, *inside]
+        probability = probability if len(probability) == 1 else probability[1:]
+        arrays: Arrays = {"probability": probability}
+        if self.inference.samples > 1:
+            arrays["masks"] = np.packbits(maps.masks[:, *inside], axis=0)
+        if "uncertainty" in self.save:
+            arrays["uncertainty"] = entropy(probability)[None]
+            arrays["deviation"] = maps.deviation[inside][None]
+        if maps.attention is not None:
+            arrays["attention"] = maps.attention[inside][None]
+        if maps.samples is not None:
+            arrays["samples"] = maps.samples[:, *inside]
+        return arrays
+
+    def no_maps(self) -> Arrays:
+        """The maps of no pixel at all, to tell which there are."""
+        inference = self.inference
+        kinds = (inference.attention, inference.keep_samples)
+        empty = Maps.empty(self.config.label_channels, inference.samples, (0, 0), *kinds)
+        return self.stored(empty, (slice(0, 0), slice(0, 0)))
+
+    def objects(self, block: Block, scratch: Scratch) -> tuple[Arrays, Arrays]:
         """Find and measure the objects that a block owns, from its maps and its neighbours'.
 
         Returns
@@ -120,7 +148,9 @@ class BlockTask:
         dict of ndarray
             `labels`, the block's own pixels with ids from 1; `beyond`, (N, 3) row and column in
             the grid and id of pixels outside of the block; `counted`, how many pixels of the block
-            count; and the objects' columns, their names after `object `.
+            count.
+        dict of ndarray
+            The objects' columns, in pixels of the grid.
         """
         core = self.plan.box(block)
         counts = self.area.inside(core)
@@ -140,12 +170,12 @@ class BlockTask:
         outside[own] = 0
         y, x = np.nonzero(outside)
         place = np.stack([y + box[0].start, x + box[1].start, outside[y, x]], axis=1)
-        return {
+        labels: Arrays = {
             "labels": found.labels[own],
             "beyond": place.astype(np.int64),
-            "counted": np.int64(counts.sum()),
-            **{f"object {name}": column for name, column in columns.items()},
+            "counted": np.array(counts.sum()),
         }
+        return labels, columns
 
     def _found(
         self, block: Block, scratch: Scratch, core: Box, counts: NDArray[np.bool_]
@@ -180,7 +210,7 @@ class BlockTask:
 
     def _patch(self, scratch: Scratch, block: Block, key: str, box: Box) -> NDArray[Any]:
         """A box of a map, from a block's and its neighbours' files; 0 where there are none."""
-        own = scratch.maps(block, key)
+        own = scratch.maps(block)[key]
         patch = np.zeros((len(own), *(s.stop - s.start for s in box)), own.dtype)
         for near in self.plan.around(block):
             there = self.plan.box(near)
@@ -189,19 +219,5 @@ class BlockTask:
                 source, target = (
                     seen_from(tuple(s.start for s in whole), both) for whole in (there, box)
                 )
-                patch[:, *target] = scratch.maps(near, key)[:, *source]
+                patch[:, *target] = scratch.maps(near)[key][:, *source]
         return patch
-
-
-def stored(maps: Maps, inside: Box) -> Arrays:
-    """A block's maps as they are kept: the background's left out, and samples a bit each."""
-    probability = maps.probability[:, *inside]
-    arrays: Arrays = {"probability": probability if len(probability) == 1 else probability[1:]}
-    if len(maps.masks) > 1:
-        arrays["masks"] = np.packbits(maps.masks[:, *inside], axis=0)
-    arrays["deviation"] = maps.deviation[inside][None]
-    if maps.attention is not None:
-        arrays["attention"] = maps.attention[inside][None]
-    if maps.samples is not None:
-        arrays["samples"] = maps.samples[:, *inside]
-    return arrays

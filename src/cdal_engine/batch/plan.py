@@ -78,14 +78,17 @@ class Plan:
 
     def box(self, block: Block, padded: bool = False) -> Box:
         """Where a block lies in the results' grid, or in the padded one."""
+        size = self.padded if padded else self.size
         return tuple(
             slice(min(i * self.edge, n), min((i + 1) * self.edge, n))
-            for i, n in zip((block.row, block.column), self.padded if padded else self.size)
+            for i, n in zip((block.row, block.column), size, strict=True)
         )
 
     def around(self, block: Block) -> list[Block]:
         """A block and those of its neighbours that there are, row by row."""
-        near = product(range(block.row - 1, block.row + 2), range(block.column - 1, block.column + 2))
+        near = product(
+            range(block.row - 1, block.row + 2), range(block.column - 1, block.column + 2)
+        )
         return [Block(*place) for place in near if Block(*place) in self._places]
 
     @cached_property

@@ -19,13 +19,15 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CdalError
 from ..io.lock import FolderLock
 from ..io.records import write_aside, write_json, writing
 from .plan import Block
 
-__all__ = ["Scratch", "Stage"]
+__all__ = ["Scratch", "Stage", "forget_blocks"]
 
-Stage = Literal["maps", "objects"]
+Stage = Literal["maps", "labels", "objects"]
+_STAGES = frozenset({"maps", "labels", "objects"})
 _FOLDER = ".cdal-blocks"
 _MANIFEST, _JOURNAL, _ASIDE = "blocks.json", "blocks.jsonl", "results"
 _PIECE = 1 << 20  # bytes
@@ -72,7 +74,7 @@ class Scratch:
         return _name(stage, block) in self._done
 
     def put(self, stage: Stage, block: Block, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep what a stage found: maps in files to be read in parts, objects packed."""
+        """Keep what a stage found: maps in files to be read in parts, the others packed."""
         name = _name(stage, block)
         path, aside = self.folder / name, self.folder / f"{name}.part"
         with writing(self.folder):
@@ -92,16 +94,15 @@ class Scratch:
                 journal.write(_line(name, checksum))
         self._done[name] = checksum
 
-    def maps(self, block: Block, key: str) -> NDArray[Any]:
-        """One of a block's maps, read from disk only where it is looked at."""
-        path = self.folder / _name("maps", block) / f"{key}.npy"
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return mapped
+    def maps(self, block: Block) -> dict[str, NDArray[Any]]:
+        """A block's maps, read from disk only where they are looked at."""
+        files = (self.folder / _name("maps", block)).glob("*.npy")
+        return {f.stem: np.load(f, mmap_mode="r", allow_pickle=False) for f in files}
 
-    def objects(self, block: Block) -> dict[str, NDArray[Any]]:
-        """What the objects stage of a block found."""
-        with np.load(self.folder / _name("objects", block), allow_pickle=False) as arrays:
-            return dict(arrays)
+    def read(self, stage: Stage, block: Block, *keys: str) -> dict[str, NDArray[Any]]:
+        """What another stage found, or some of it."""
+        with np.load(self.folder / _name(stage, block), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in keys or arrays.files}
 
     def drop_maps(self, block: Block) -> None:
         """Remove maps that are no longer needed."""
@@ -136,14 +137,21 @@ class Scratch:
             with suppress(ValueError, KeyError, TypeError, OSError):  # cut off, or its file gone
                 ended = json.loads(line)
                 name, checksum = str(ended["done"]), int(ended["checksum"])
-                if name.split("/")[0] in ("maps", "objects") and ".." not in name:
-                    if _checksum(self.folder / name) == checksum:
-                        self._done[name] = checksum
+                ours = name.split("/")[0] in _STAGES and ".." not in name
+                if ours and _checksum(self.folder / name) == checksum:
+                    self._done[name] = checksum
         write_aside(journal, "".join(_line(*each) for each in self._done.items()).encode())
 
     def _clear(self) -> None:
-        for name in (_MANIFEST, _JOURNAL, "maps", "objects", _ASIDE):
+        for name in (_MANIFEST, _JOURNAL, *_STAGES, _ASIDE):
             _remove(self.folder / name)
+
+
+def forget_blocks(folder: Path) -> None:
+    """Remove what a run that was killed at the very end left: its results are in place."""
+    if (folder / _FOLDER).is_dir():
+        with suppress(CdalError), Scratch(folder, {}) as scratch:
+            scratch.remove()
 
 
 def _name(stage: Stage, block: Block) -> str:

@@ -85,9 +85,10 @@ class Pyramid:
             datasets.append({"path": level.basename, "coordinateTransformations": placed})
             # An averaged pixel's centre lies half a finer pixel further.
             offset, step = offset + (step / 2 if self._halved is _averaged else 0), 2 * step
-        unit = {} if spacing is None else {"unit": "micrometer"}
-        kinds = {"c": {"type": "channel"}, **dict.fromkeys("yx", {"type": "space", **unit})}
-        axes = [{"name": axis, **kinds[axis]} for axis in self._axes]
+        space = {"type": "space"} | ({} if spacing is None else {"unit": "micrometer"})
+        axes = [
+            {"name": axis, **({"type": "channel"} if axis == "c" else space)} for axis in self._axes
+        ]
         write_multiscales_metadata(self._group, datasets, axes=axes, name=self._name)
         written: Any = self._group.attrs["ome"]
         self._group.attrs["ome"] = {**written, **self._attributes}

@@ -36,7 +36,7 @@ class Regions:
     polygons: tuple[tuple[Ring, ...], ...]
     digest: str
 
-    def inside(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def inside(self, y: NDArray[np.floating], x: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which points of a lattice lie in a region.
 
         Parameters
@@ -60,7 +60,7 @@ class Regions:
 
 
 def _even_odd(
-    rings: tuple[Ring, ...], y: NDArray[np.float64], x: NDArray[np.float64]
+    rings: tuple[Ring, ...], y: NDArray[np.floating], x: NDArray[np.floating]
 ) -> NDArray[np.bool_]:
     """Points with an odd number of edges to their left."""
     crossings = np.zeros((len(y), len(x) + 1), np.int32)

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .source import Source
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
-__all__ = ["ResultsFolder"]
+__all__ = ["ResultsFolder", "chosen_maps"]
 
 _LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
 _ASIDE = ".cdal-writing-"
@@ -73,7 +74,6 @@ class ResultsFolder:
         result: Segmentation,
         mpp: float | None,
         save: tuple[str, ...],
-        downsample: float = 1.0,
     ) -> None:
         """Write what is asked for aside.
 
@@ -84,12 +84,10 @@ class ResultsFolder:
             The pixels that were segmented.
         result : Segmentation
         mpp : float or None
-            Micrometres per pixel of the source's first level.
+            Micrometres per pixel of the source.
         save : tuple of str
             Any of labels, probability, uncertainty, attention, samples, table, geojson, overview;
             of a volume only the labels are written, in its own space.
-        downsample : float
-            Pixels of the first level to one of `image`.
 
         Raises
         ------
@@ -106,7 +104,7 @@ class ResultsFolder:
             spacing = result.mpp
             offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
             if "labels" in save:
-                if source.kind == "slide" or result.labels.size > _LARGE:
+                if result.labels.size > _LARGE:
                     from .ome_zarr import labels_pyramid
 
                     shape = result.labels.shape
@@ -115,11 +113,14 @@ class ResultsFolder:
                     pyramid.finish(spacing, offset)
                 else:
                     _write_tiff(folder / "labels.tif", result.labels, spacing)
-            maps = _maps(result, save)
+            maps = chosen_maps(_maps(result), save)
             if maps:
-                from .ome_zarr import write_maps
+                from .ome_zarr import maps_pyramid
 
-                write_maps(folder / "maps.ome.zarr", maps, spacing, offset)
+                shape = result.labels.shape
+                pyramid = maps_pyramid(folder / "maps.ome.zarr", list(maps), shape)
+                pyramid.write(tuple(slice(0, n) for n in shape), np.stack(list(maps.values())))
+                pyramid.finish(spacing, offset)
             if "table" in save:
                 from .tables import TableWriter, object_table
 
@@ -135,8 +136,8 @@ class ResultsFolder:
             if "overview" in save:
                 from .overview import write_overview
 
-                image_mpp = None if mpp is None else mpp * downsample
-                write_overview(folder / "overview.png", image, result, image_mpp)
+                path = folder / "overview.png"
+                write_overview(path, image, result.labels, result.objects, mpp)
 
     def publish(self, record: dict[str, Any], keep: bool = False) -> dict[str, Any]:
         """Move what was written into place and write run.json; return what it records.
@@ -187,20 +188,43 @@ class ResultsFolder:
         shutil.rmtree(self.aside, ignore_errors=True)
 
 
-def _maps(result: Segmentation, save: tuple[str, ...]) -> dict[str, NDArray[np.floating]]:
-    """The float maps asked for, each with its channel's name."""
-    maps: dict[str, NDArray[np.floating]] = {}
+def chosen_maps(
+    maps: Mapping[str, NDArray[Any]], save: tuple[str, ...]
+) -> dict[str, NDArray[np.floating]]:
+    """Return the float maps (H, W) asked for, each with its channel's name.
+
+    Parameters
+    ----------
+    maps : mapping
+        `probability` (C, H, W), `uncertainty`, `deviation` and `attention` (1, H, W) and `samples`
+        (S, H, W), those that there are.
+    save : tuple of str
+        What was asked for.
+    """
+    chosen: dict[str, NDArray[np.floating]] = {}
     if "probability" in save:
-        many = len(result.probability) > 1
-        for i, probability in enumerate(result.probability, 1):
-            maps[f"probability {i}" if many else "probability"] = probability
+        many = len(maps["probability"]) > 1
+        for i, probability in enumerate(maps["probability"], 1):
+            chosen[f"probability {i}" if many else "probability"] = probability
     if "uncertainty" in save:
-        maps |= {"uncertainty": result.uncertainty, "deviation": result.deviation}
-    if "attention" in save and result.attention is not None:
-        maps["attention"] = result.attention
-    if "samples" in save and result.samples is not None:
-        maps |= {f"sample {i}": sample for i, sample in enumerate(result.samples, 1)}
-    return maps
+        chosen |= {name: maps[name][0] for name in ("uncertainty", "deviation")}
+    if "attention" in save and "attention" in maps:
+        chosen["attention"] = maps["attention"][0]
+    if "samples" in save and "samples" in maps:
+        chosen |= {f"sample {i}": sample for i, sample in enumerate(maps["samples"], 1)}
+    return chosen
+
+
+def _maps(result: Segmentation) -> dict[str, NDArray[Any]]:
+    """What there is for `chosen_maps`."""
+    single = {
+        "uncertainty": result.uncertainty,
+        "deviation": result.deviation,
+        "attention": result.attention,
+    }
+    maps: dict[str, NDArray[Any]] = {"probability": result.probability}
+    maps |= {name: each[None] for name, each in single.items() if each is not None}
+    return maps if result.samples is None else maps | {"samples": result.samples}
 
 
 def _write_tiff(path: Path, labels: NDArray[np.uint32], mpp: float | None) -> None:
