@@ -19,7 +19,7 @@ from .config import ImageConfig
 from .errors import CdalError
 from .tiling import Box, seen_from
 
-__all__ = ["Grid", "Limits", "grid_scale", "limits_of", "normalise", "prepare", "resample"]
+__all__ = ["Grid", "Limits", "grid_scale", "limits_of", "normalise", "prepare", "resample", "rgb8"]
 
 Limits = NDArray[np.floating]
 """(2,) intensities that `percentile` normalisation takes to -1 and 1."""
@@ -247,6 +247,14 @@ def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
     if config.normalisation == "constant":
         x = (x / _largest(image)).clamp(0, 1)
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
+
+
+def rgb8(x: Tensor, config: ImageConfig) -> NDArray[np.uint8] | None:
+    """Colours (H, W, 3) of a (C, H, W) tensor of `prepare`; None where it holds no colours."""
+    if config.channels != 3 or config.normalisation != "constant":
+        return None
+    pixels = (x * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return np.ascontiguousarray(pixels.numpy())
 
 
 def _largest(image: NDArray[np.generic]) -> float:

@@ -21,7 +21,7 @@ from .inference import AtOnce, Inference, Maps
 from .memory import fitting
 from .model import Model
 from .networks import receptive_halo
-from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample
+from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample, rgb8
 from .tiling import Box, Tile, hull, plan, plan_fixed
 
 __all__ = ["TILE_MODES", "Progress", "Segmentation", "Segmenter"]
@@ -195,12 +195,13 @@ class Segmenter:
             )
             inference = replace(inference, at_once=fitting(inference, tiles))
             window = hull(tiles)
+            mpp, shown = mpp if resized else mpp or config.image.mpp, grid
+            if on_model_grid and not grid.native and resized is None:
+                shown, mpp = grid.itself(), config.image.mpp
+            colours = rgb8(resample(x, 1 / shown.pixel, shown.region), config.image)
             x = resample(normalise(x, config.image, limits), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
-            mpp = mpp if resized else mpp or config.image.mpp
-            if on_model_grid and not grid.native and resized is None:
-                grid, mpp = grid.itself(), config.image.mpp
-            return _decoded(maps, grid, config, mpp, start)
+            return _decoded(maps, shown, config, mpp, colours, start)
 
     def check_options(
         self, samples: int, steps: int | None, tile_mode: str = "overlap"
@@ -275,7 +276,12 @@ class Segmenter:
 
 
 def _decoded(
-    maps: Maps, grid: Grid, config: ModelConfig, mpp: float | None, start: float
+    maps: Maps,
+    grid: Grid,
+    config: ModelConfig,
+    mpp: float | None,
+    colours: NDArray[np.uint8] | None,
+    start: float,
 ) -> Segmentation:
     """Bring the maps to the grid's region and find the objects there."""
     mean = grid.bring_back(maps.probability)
@@ -292,8 +298,9 @@ def _decoded(
         masks = np.stack([grid.bring_back(m[None].astype(np.float32))[0] > 0.5 for m in maps.masks])
     labels = targets.decode(mean, config, None if config.image.mpp is None else mpp)
     inside = targets.foreground(mean, config)
-    objects = instances.measure(labels, inside.max(axis=0))
-    objects["agreement"] = instances.agreement(labels, objects, masks)
+    objects = instances.measure(labels, inside.max(axis=0), colours)
+    votes = instances.contained(labels, objects, masks)
+    objects["agreement"] = instances.agreement(votes)
     kind = objects["label"].astype(int) - 1 if config.target == "classes" else 0
     objects["class"] = np.broadcast_to(
         np.array(config.classes, np.str_)[kind], objects["label"].shape

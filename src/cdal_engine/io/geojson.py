@@ -27,6 +27,15 @@ _MEASUREMENTS = {
     "agreement": "agreement",
     "area px²": "area_px",
     "area µm²": "area_um2",
+    "major axis px": "major_axis_px",
+    "minor axis px": "minor_axis_px",
+    "major axis µm": "major_axis_um",
+    "minor axis µm": "minor_axis_um",
+    "eccentricity": "eccentricity",
+    "red": "red",
+    "green": "green",
+    "blue": "blue",
+    "haematoxylin OD": "haematoxylin",
 }
 Ring = list[list[float]]
 
