@@ -3,8 +3,8 @@
     python benchmarks/objects.py [--objects 1000000]
 
 Blocks of 1024 pixels with 1024 nucleus-like objects of a rough edge each, some touching, go through
-`measure`, the table and the GeoJSON as a slide's blocks do. Prints objects a second of processor time, and
-the peak of memory after the first tenth and at the end.
+`measure`, the table and the GeoJSON as a slide's blocks do. Prints objects a second of processor
+time, and the peak of memory after the first tenth and at the end.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import instances, targets
 from .config import MAX_MEGAPIXELS, ModelConfig
+from .counts import SampleCounts, count_samples
 from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
@@ -61,6 +62,8 @@ class Segmentation:
         Spent in the networks and in decoding.
     pixel : float
         Edge of the arrays' pixels in pixels of the image: 1 on the image's own grid.
+    counts : SampleCounts or None
+        What each sample alone would find; None with one sample.
     """
 
     labels: NDArray[np.uint32]
@@ -73,6 +76,7 @@ class Segmentation:
     mpp: float | None
     seconds: float
     pixel: float = 1.0
+    counts: SampleCounts | None = None
 
 
 class Segmenter:
@@ -296,11 +300,14 @@ def _decoded(
         masks = grid.bring_back(maps.masks)
     else:
         masks = np.stack([grid.bring_back(m[None].astype(np.float32))[0] > 0.5 for m in maps.masks])
-    labels = targets.decode(mean, config, None if config.image.mpp is None else mpp)
+    known = None if config.image.mpp is None else mpp
+    labels = targets.decode(mean, config, known)
     inside = targets.foreground(mean, config)
     objects = instances.measure(labels, inside.max(axis=0), colours)
     votes = instances.contained(labels, objects, masks)
     objects["agreement"] = instances.agreement(votes)
+    least = targets.min_area(config, known)
+    counts = count_samples(labels, votes, masks, least) if len(masks) > 1 else None
     kind = objects["label"].astype(int) - 1 if config.target == "classes" else 0
     objects["class"] = np.broadcast_to(
         np.array(config.classes, np.str_)[kind], objects["label"].shape
@@ -315,6 +322,7 @@ def _decoded(
         objects=objects,
         mpp=mpp,
         pixel=grid.pixel,
+        counts=counts,
         seconds=time.perf_counter() - start,
     )
 

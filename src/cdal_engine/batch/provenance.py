@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..counts import counted
 from ..errors import CdalError
 from ..io.discovery import files_of
 from ..io.records import read_run
@@ -175,8 +176,7 @@ def record_of(
     before: Record | None,
 ) -> Record:
     """What run.json says, the seconds left out; `before` is of `same`."""
-    model, (height, width) = segmenter.model, source.shape[:2]
-    mpp = resolution.mpp
+    model, mpp = segmenter.model, resolution.mpp
     saved = set(parameters.save) | set(before["parameters"].get("save", ()) if before else ())
     facts = {"reader": source.reader, "kind": source.kind, "shape": list(source.shape)}
     return {
@@ -186,11 +186,7 @@ def record_of(
         "parameters": _answer(parameters) | {"save": sorted(saved)},
         "mpp": mpp,
         "mpp_source": resolution.source,
-        "counts": {
-            "objects": None if source.kind == "volume" else len(result.objects["label"]),
-            "area_mm2": None if mpp is None else height * width * (mpp / 1000) ** 2,
-        }
-        | _volumes(source, result),
+        "counts": _counts(source, result, mpp) | _volumes(source, result),
         "peak_memory_mb": _peak_memory_mb(),
         "versions": {
             "napari-cdal": __version__,
@@ -198,6 +194,16 @@ def record_of(
             **{name: metadata.version(name) for name in _PACKAGES},
         },
     }
+
+
+def _counts(source: Source, result: Segmentation, mpp: float | None) -> Record:
+    """Counts and areas of an image or slide; of a volume none but `_volumes`."""
+    height, width = source.shape[:2]
+    area_mm2 = None if mpp is None else height * width * (mpp / 1000) ** 2
+    objects = None if source.kind == "volume" else len(result.objects["label"])
+    foreground = int((result.labels > 0).sum())
+    grid_mpp = None if mpp is None else mpp * result.pixel
+    return counted(objects, foreground, result.counts, grid_mpp, area_mm2)
 
 
 def _volumes(source: Source, result: Segmentation) -> Record:
