@@ -28,6 +28,7 @@ __all__ = [
     "normalise",
     "prepare",
     "resample",
+    "rgb8",
     "seen_by",
 ]
 
@@ -273,6 +274,14 @@ def prepare(
     if config.normalisation == "constant":
         x = (x / (largest_intensity(image) if largest is None else largest)).clamp(0, 1)
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
+
+
+def rgb8(x: Tensor, config: ImageConfig) -> NDArray[np.uint8] | None:
+    """Colours (H, W, 3) of a (C, H, W) tensor of `prepare`; None where it holds no colours."""
+    if config.channels != 3 or config.normalisation != "constant":
+        return None
+    pixels = (x * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return np.ascontiguousarray(pixels.numpy())
 
 
 def largest_intensity(image: NDArray[np.generic]) -> float:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import instances, targets
+from . import targets
 from .config import MAX_MEGAPIXELS, ModelConfig
+from .counts import SampleCounts
 from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
@@ -21,7 +22,8 @@ from .inference import AtOnce, Inference, Maps
 from .memory import fitting
 from .model import Model
 from .networks import receptive_halo
-from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample
+from .objects import entropy, measured
+from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample, rgb8
 from .tiling import Box, Tile, hull, plan, plan_fixed
 
 __all__ = [
@@ -30,8 +32,6 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "counter",
-    "entropy",
-    "measured",
 ]
 
 Progress = Callable[[int, int], bool]
@@ -69,6 +69,8 @@ class Segmentation:
         Spent in the networks and in decoding.
     pixel : float
         Edge of the arrays' pixels in pixels of the image: 1 on the image's own grid.
+    counts : SampleCounts or None
+        What each sample alone would find; None with one sample.
     """
 
     labels: NDArray[np.uint32]
@@ -81,6 +83,7 @@ class Segmentation:
     mpp: float | None
     seconds: float
     pixel: float = 1.0
+    counts: SampleCounts | None = None
 
 
 class Segmenter:
@@ -194,12 +197,13 @@ class Segmenter:
             advance = counter(progress, len(tiles) * inference.passes)
             inference = replace(inference, at_once=fitting(inference, tiles), advance=advance)
             window = hull(tiles)
+            mpp, shown = mpp if resized else mpp or config.image.mpp, grid
+            if on_model_grid and not grid.native and resized is None:
+                shown, mpp = grid.itself(), config.image.mpp
+            colours = rgb8(resample(x, 1 / shown.pixel, shown.region), config.image)
             x = resample(normalise(x, config.image, limits), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
-            mpp = mpp if resized else mpp or config.image.mpp
-            if on_model_grid and not grid.native and resized is None:
-                grid, mpp = grid.itself(), config.image.mpp
-            return _decoded(maps, grid, config, mpp, start)
+            return _decoded(maps, shown, config, mpp, colours, start)
 
     def inference(
         self,
@@ -299,7 +303,12 @@ class Segmenter:
 
 
 def _decoded(
-    maps: Maps, grid: Grid, config: ModelConfig, mpp: float | None, start: float
+    maps: Maps,
+    grid: Grid,
+    config: ModelConfig,
+    mpp: float | None,
+    colours: NDArray[np.uint8] | None,
+    start: float,
 ) -> Segmentation:
     """Bring the maps to the grid's region and find the objects there."""
     mean = grid.bring_back(maps.probability)
@@ -314,9 +323,10 @@ def _decoded(
         masks = grid.bring_back(maps.masks)
     else:
         masks = np.stack([grid.bring_back(m[None].astype(np.float32))[0] > 0.5 for m in maps.masks])
-    labels = targets.decode(mean, config, None if config.image.mpp is None else mpp)
+    known = None if config.image.mpp is None else mpp
+    labels = targets.decode(mean, config, known)
     inside = targets.foreground(mean, config)
-    objects = measured(labels, inside, masks, config)
+    objects, counts = measured(labels, inside, masks, colours, config, known)
     return Segmentation(
         labels=labels,
         probability=inside,
@@ -327,24 +337,9 @@ def _decoded(
         objects=objects,
         mpp=mpp,
         pixel=grid.pixel,
+        counts=counts,
         seconds=time.perf_counter() - start,
     )
-
-
-def measured(
-    labels: NDArray[np.uint32],
-    inside: NDArray[np.float32],
-    masks: NDArray[np.bool_],
-    config: ModelConfig,
-) -> dict[str, NDArray[Any]]:
-    """Columns of objects (H, W), from (C, H, W) probabilities and (S, H, W) samples."""
-    objects = instances.measure(labels, inside.max(axis=0))
-    objects["agreement"] = instances.agreement(labels, objects, masks)
-    kind = objects["label"].astype(int) - 1 if config.target == "classes" else 0
-    objects["class"] = np.broadcast_to(
-        np.array(config.classes, np.str_)[kind], objects["label"].shape
-    ).copy()
-    return objects
 
 
 def _check_memory(pixels: float) -> None:
@@ -367,9 +362,3 @@ def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
             raise Cancelled
 
     return advance
-
-
-def entropy(inside: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Entropy of (C, H, W) foreground probabilities and the background left, 0 … 1."""
-    p = np.concatenate([1 - inside.sum(axis=0, keepdims=True), inside]).clip(1e-7, 1)
-    return np.asarray(-(p * np.log(p)).sum(axis=0) / np.log(len(p)), np.float32).clip(0, 1)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image as OmeImage
 from PIL import Image
 
+from cdal_engine.counts import SampleCounts, counted
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.ome_zarr import write_labels, write_maps
@@ -62,7 +63,7 @@ def record(**more: object) -> dict:
         "model": {"name": "tiny"},
         "mpp": 0.25,
         "mpp_source": "test",
-        "counts": {"objects": 3, "area_mm2": 0.5},
+        "counts": counted(3, 800, SampleCounts(np.array([2, 4]), np.array([700, 900])), 0.25, 0.5),
         "seconds": {"read": 1.0, "model": 2.0},
     } | more
 
@@ -233,6 +234,13 @@ def test_failures_stand_in_the_summary_until_they_are_mended(
     write_summary(tmp_path)
     (row,) = summary(tmp_path)
     assert (row["status"], row["objects"], row["objects_per_mm2"]) == ("done", "3", "6")
+    assert (row["objects_least"], row["objects_most"]) == ("2", "4")
+    assert (row["objects_per_mm2_least"], row["objects_per_mm2_most"]) == ("4", "8")
+    assert (row["area_um2"], row["area_um2_least"], row["area_um2_most"]) == (
+        "50",
+        "43.75",
+        "56.25",
+    )
 
 
 def test_one_sample_has_no_agreement(tmp_path: Path, source: Source, tiny_model: Path) -> None:

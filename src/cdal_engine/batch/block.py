@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from ..device import memory_reported
 from ..inference import Inference, Maps
 from ..io.source import Source
 from ..memory import fitting
-from ..preparation import Grid, Limits, normalise, prepare, resample, seen_by
-from ..segmenter import Segmenter, entropy, measured
+from ..objects import entropy, measured
+from ..preparation import Grid, Limits, normalise, prepare, resample, rgb8, seen_by
+from ..segmenter import Segmenter
 from ..tiling import Box, Tile, hull, seen_from, within
 from .area import Area
 from .plan import Block, Plan
@@ -31,10 +33,20 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the networks look at for one block: its tiles, and (C, H, W) pixels of all of them."""
+    """What the networks look at for one block.
+
+    Attributes
+    ----------
+    tiles : list of Tile
+    image : Tensor
+        (C, H, W) of what the tiles see, on the model's grid.
+    colours : ndarray or None
+        (H, W, 3) of the block, for the objects' columns of colour.
+    """
 
     tiles: list[Tile]
     image: Tensor
+    colours: NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +62,10 @@ class BlockTask:
     inference : Inference
     grid : Grid
         The model's grid over that level.
+    shown : Grid
+        The same, counted in its own pixels: the grid of the results.
     mpp : float or None
-        Micrometres per pixel of the grid.
+        Micrometres per pixel of the results.
     halo : int
         Pixels that a tile sees beyond what it keeps.
     plan : Plan
@@ -69,6 +83,7 @@ class BlockTask:
     segmenter: Segmenter
     inference: Inference
     grid: Grid
+    shown: Grid
     mpp: float | None
     halo: int
     plan: Plan
@@ -102,8 +117,9 @@ class BlockTask:
         origin = tuple(s.start for s in box)
         with torch.inference_mode(), memory_reported():
             x = prepare(self.source.read(self.level, box), image, self.largest)
-            x = normalise(x, image, self.limits)
-            return Pixels(tiles, resample(x, self.grid.scale, window, origin))
+            own = resample(x, 1 / self.shown.pixel, self.plan.box(block), origin)
+            x = resample(normalise(x, image, self.limits), self.grid.scale, window, origin)
+            return Pixels(tiles, x, rgb8(own, image))
 
     def answer(self, block: Block, pixels: Pixels) -> Arrays:
         """Run the model; return the block's maps, see `stored`."""
@@ -112,20 +128,27 @@ class BlockTask:
         origin = tuple(s.start for s in hull(pixels.tiles))
         with torch.inference_mode(), memory_reported():
             maps = inference.run(pixels.image, origin, box, pixels.tiles)
-        return self.stored(maps, seen_from(tuple(s.start for s in box), self.plan.box(block)))
+        first = tuple(s.start for s in box)
+        arrays = self.stored(maps, seen_from(first, self.plan.box(block)))
+        if pixels.colours is not None:
+            arrays["colours"] = np.moveaxis(pixels.colours, -1, 0)
+        return arrays
 
     def stored(self, maps: Maps, inside: Box) -> Arrays:
-        """Maps as they are kept: the background's left out, a bit for each sample.
+        """Maps as they are kept, each (C, h, w).
 
-        Keys as `results.chosen_maps`, and `masks`.
+        `parts` are all the label channels but the background's, `masks` hold a bit for each sample,
+        and those to be saved have the keys of `results.chosen_maps`.
         """
-        probability = maps.probability[:, *inside]
-        probability = probability if len(probability) == 1 else probability[1:]
-        arrays: Arrays = {"probability": probability}
+        mean = maps.probability[:, *inside]
+        foreground = targets.foreground(mean, self.config)
+        arrays: Arrays = {"parts": mean if len(mean) == 1 else mean[1:]}
+        if "probability" in self.save:
+            arrays["probability"] = foreground
         if self.inference.samples > 1:
             arrays["masks"] = np.packbits(maps.masks[:, *inside], axis=0)
         if "uncertainty" in self.save:
-            arrays["uncertainty"] = entropy(probability)[None]
+            arrays["uncertainty"] = entropy(foreground)[None]
             arrays["deviation"] = maps.deviation[inside][None]
         if maps.attention is not None:
             arrays["attention"] = maps.attention[inside][None]
@@ -148,7 +171,7 @@ class BlockTask:
         dict of ndarray
             `labels`, the block's own pixels with ids from 1; `beyond`, (N, 3) row and column in
             the grid and id of pixels outside of the block; `counted`, how many pixels of the block
-            count.
+            count; and `SampleCounts` by their names, where there are samples.
         dict of ndarray
             The objects' columns, in pixels of the grid.
         """
@@ -156,16 +179,23 @@ class BlockTask:
         counts = self.area.inside(core)
         found = self._found(block, scratch, core, counts)
         box = found.box
-        everything = found.labels + found.others * np.uint32(len(found.markers) + 1)
-        inside = self._patch(scratch, block, "probability", box)
-        masks = self._masks(scratch, block, box)
-        columns = measured(everything, inside, masks, self.config)
-        owned = columns["label"] <= len(found.markers)
-        columns = {name: column[owned] for name, column in columns.items()}
+        count = len(found.markers)
+        own = seen_from(tuple(s.start for s in box), core)
+        where = np.zeros(found.labels.shape, bool)
+        where[own] = counts
+        columns, samples = measured(
+            found.labels + found.others * np.uint32(count + 1),
+            targets.foreground(self._mean(scratch, block, box), self.config),
+            self._masks(scratch, block, box),
+            self._colours(scratch, block, box),
+            self.config,
+            self._known_mpp,
+            own=count,
+            where=where,
+        )
         for axis, name in enumerate("yx"):
             for key in (name, f"{name}0", f"{name}1"):
                 columns[key] = columns[key] + box[axis].start
-        own = seen_from(tuple(s.start for s in box), core)
         outside = found.labels.copy()
         outside[own] = 0
         y, x = np.nonzero(outside)
@@ -174,6 +204,7 @@ class BlockTask:
             "labels": found.labels[own],
             "beyond": place.astype(np.int64),
             "counted": np.array(counts.sum()),
+            **({} if samples is None else vars(samples)),
         }
         return labels, columns
 
@@ -181,26 +212,41 @@ class BlockTask:
         self, block: Block, scratch: Scratch, core: Box, counts: NDArray[np.bool_]
     ) -> BlockObjects:
         """The objects that a block owns and that count; of target `classes`, its regions."""
-
-        def read(box: Box) -> NDArray[np.float32]:
-            inside = self._patch(scratch, block, "probability", box)
-            if self.config.label_channels == 1:
-                return inside
-            return np.concatenate([1 - inside.sum(axis=0, keepdims=True), inside])
-
         if self.config.target == "classes":
-            labels = targets.decode(read(core), self.config, self.mpp)
+            labels = targets.decode(self._mean(scratch, block, core), self.config, None)
             labels[~counts] = 0
             classes = np.zeros((len(self.config.classes), 2), np.int64)
             return BlockObjects(core, labels, classes, np.zeros(labels.shape, bool))
-        mpp = None if self.config.image.mpp is None else self.mpp
-        reach = self.plan.reach(block)
-        found = decode_block(read, self.plan.size, core, self.config, mpp, limit=reach)
+        found = decode_block(
+            partial(self._mean, scratch, block),
+            self.plan.size,
+            core,
+            self.config,
+            self._known_mpp,
+            limit=self.plan.reach(block),
+        )
         y, x = (found.markers - [s.start for s in core]).T
         kept = counts[y, x]
         number = np.zeros(len(kept) + 1, np.uint32)
         number[1:][kept] = np.arange(1, kept.sum() + 1)
         return replace(found, labels=number[found.labels], markers=found.markers[kept])
+
+    @property
+    def _known_mpp(self) -> float | None:
+        """As `targets.decode` takes it."""
+        return None if self.config.image.mpp is None else self.mpp
+
+    def _mean(self, scratch: Scratch, block: Block, box: Box) -> NDArray[np.float32]:
+        """Mean probabilities (K, h, w) of all label channels."""
+        parts = self._patch(scratch, block, "parts", box)
+        if self.config.label_channels == 1:
+            return parts
+        return np.concatenate([1 - parts.sum(axis=0, keepdims=True), parts])
+
+    def _colours(self, scratch: Scratch, block: Block, box: Box) -> NDArray[np.uint8] | None:
+        if "colours" not in scratch.maps(block):
+            return None
+        return np.moveaxis(self._patch(scratch, block, "colours", box), 0, -1)
 
     def _masks(self, scratch: Scratch, block: Block, box: Box) -> NDArray[np.bool_]:
         if self.inference.samples == 1:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ..counts import SampleCounts, counted
 from ..io.geojson import GeoJsonWriter
 from ..io.ome_zarr import Pyramid, labels_pyramid, maps_pyramid
 from ..io.overview import write_overview
 from ..io.results import chosen_maps
 from ..io.tables import TableWriter, object_table
-from ..segmenter import measured
+from ..objects import measured
+from ..preparation import rgb8
 from ..tiling import seen_from
 from .block import BlockTask
 from .plan import Block
@@ -53,13 +56,20 @@ class Merge:
     mpp: float | None
 
     @cached_property
-    def counts(self) -> dict[str, int | float | None]:
-        """Objects, and square millimetres of what counts of the slide."""
-        blocks, scratch = self.task.plan.blocks, self.scratch
-        pixels = sum(int(scratch.read("labels", b, "counted")["counted"]) for b in blocks)
-        edge = None if self.mpp is None else self.task.area.pixel * self.mpp / 1000
-        objects = sum(len(scratch.read("objects", b, "label")["label"]) for b in blocks)
-        return {"objects": objects, "area_mm2": None if edge is None else pixels * edge**2}
+    def counts(self) -> dict[str, Any]:
+        """See `counts.counted`; the area is that of what counts of the slide."""
+        objects = foreground = pixels = 0
+        samples = SampleCounts(np.zeros(1, np.int64), np.zeros(1, np.int64))
+        several = self.task.inference.samples > 1
+        for block in self.task.plan.blocks:
+            found = self.scratch.read("objects", block, "area_px")["area_px"]
+            objects, foreground = objects + len(found), foreground + int(found.sum())
+            pixels += int(self.scratch.read("labels", block, "counted")["counted"])
+            if several:
+                samples += SampleCounts(**self.scratch.read("labels", block, "objects", "area"))
+        mpp = None if self.mpp is None else self.task.area.pixel * self.mpp
+        area = None if mpp is None else pixels * (mpp / 1000) ** 2
+        return counted(objects, foreground, samples if several else None, mpp, area)
 
     def write(self, save: tuple[str, ...], picture: NDArray[np.generic]) -> None:
         """Write what is asked for; `picture` is the slide's, for the overview."""
@@ -94,7 +104,9 @@ class Merge:
         if not self.task.plan.blocks:
             nothing = np.zeros((1, 1, 1), bool)
             labels, inside = nothing[0].astype(np.uint32), nothing.astype(np.float32)
-            yield None, measured(labels, inside, nothing, self.task.config)
+            image = self.task.config.image
+            colours = rgb8(torch.zeros(image.channels, 1, 1), image)
+            yield None, measured(labels, inside, nothing, colours, self.task.config, None)[0]
 
     def _write_table(self) -> None:
         shape, pixel = self.task.source.shape, self.task.area.pixel

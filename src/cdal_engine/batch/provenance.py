@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..counts import counted
 from ..errors import CdalError
 from ..io.discovery import files_of
 from ..io.records import read_run
@@ -229,15 +230,16 @@ def record_of(
 
 
 def result_counts(source: Source, resolution: Resolution, result: Segmentation) -> Record:
-    """Objects and square millimetres of an image; of a volume, cubic millimetres of each class."""
+    """Counts and areas of an image; of a volume, cubic millimetres of each class."""
     (height, width), mpp = source.shape[:2], resolution.mpp
     if source.affine is None:
         area = None if mpp is None else height * width * (mpp / 1000) ** 2
-        return {"objects": len(result.objects["label"]), "area_mm2": area}
+        foreground = int((result.labels > 0).sum())
+        return counted(len(result.objects["label"]), foreground, result.counts, mpp, area)
     voxel = abs(float(np.linalg.det(source.affine[:3, :3])))
     sizes = zip(result.objects["class"], result.objects["area"], strict=True)
     volumes = {str(name): float(count) * voxel for name, count in sizes}
-    return {"objects": None, "area_mm2": None, "volume_mm3": volumes}
+    return counted(None, 0, None, None, None) | {"volume_mm3": volumes}
 
 
 def _peak_memory_mb() -> float | None:

@@ -223,6 +223,7 @@ def _task(
             keep_samples="samples" in parameters.save,
         ),
         grid=grid,
+        shown=results,
         mpp=(mpp or image.mpp) if grid.native else image.mpp,
         halo=segmenter.halo(schedule),
         plan=Plan.over(size, grid.size, segmenter.tile, area, block),

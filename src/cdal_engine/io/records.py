@@ -122,7 +122,7 @@ def check_summary(out: Path) -> None:
     """
     path = out / SUMMARY
     try:
-        ours = not path.exists() or path.read_bytes().startswith(",".join(_COLUMNS).encode())
+        ours = not path.exists() or path.read_bytes().startswith(",".join(_COLUMNS[:3]).encode())
     except OSError:
         ours = False
     if not ours:
@@ -155,8 +155,15 @@ _COLUMNS = (
     "results",
     "status",
     "objects",
+    "objects_least",
+    "objects_most",
+    "area_um2",
+    "area_um2_least",
+    "area_um2_most",
     "area_mm2",
     "objects_per_mm2",
+    "objects_per_mm2_least",
+    "objects_per_mm2_most",
     "mpp",
     "mpp_source",
     "seconds",
@@ -194,15 +201,29 @@ def _facts(folder: Path) -> Record:
     run = read_run(folder)
     if run is None:
         return {"status": "interrupted"}
-    area = run["counts"]["area_mm2"]
+    counts = run["counts"]
     return {
         "status": "done",
-        "objects": "" if run["counts"]["objects"] is None else run["counts"]["objects"],
-        "area_mm2": "" if area is None else f"{area:.6g}",
-        "objects_per_mm2": f"{run['counts']['objects'] / area:.6g}" if area else "",
-        "mpp": "" if run["mpp"] is None else f"{run['mpp']:.6g}",
+        **{column: _text(counts[column]) for column in ("objects", "area_mm2")},
+        **{column: _text(counts.get(column)) for column in ("area_um2", "objects_per_mm2")},
+        **_ends("objects", counts.get("objects_interval")),
+        **_ends("area_um2", counts.get("area_interval")),
+        **_ends("objects_per_mm2", counts.get("objects_per_mm2_interval")),
+        "mpp": _text(run["mpp"]),
         "mpp_source": run["mpp_source"],
         "seconds": f"{sum(run['seconds'].values()):.3f}",
         "model": run["model"]["name"],
         "input": run["input"]["path"],
     }
+
+
+def _ends(name: str, interval: list[float] | None) -> Record:
+    least, most = interval or (None, None)
+    return {f"{name}_least": _text(least), f"{name}_most": _text(most)}
+
+
+def _text(value: float | None) -> str:
+    """A number as the summary shows it; nothing for what is not known."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 __all__ = ["TableWriter", "level_0", "object_table"]
 
 _CSV_ROWS = 100_000
+_AXES = ("major_axis", "minor_axis")
+_COLOURS = ("red", "green", "blue", "haematoxylin")
+_AS_THEY_ARE = ("eccentricity", "score", "agreement", *_COLOURS)
 
 
 def level_0(
@@ -35,18 +39,24 @@ def level_0(
     -------
     dict of ndarray
         `label`, `class`, centroid `x`, `y`, bounding box `x0`, `y0`, `x1`, `y1` (half-open),
-        `area_px`, `score`, `agreement` (NaN with one sample); `x_um`, `y_um`, `area_um2`.
+        `area_px`, `major_axis_px`, `minor_axis_px`, `eccentricity`, `score`, `agreement` (NaN with
+        one sample); `red`, `green`, `blue`, `haematoxylin` of colour images; `x_um`, `y_um`,
+        `area_um2`, `major_axis_um`, `minor_axis_um`.
     """
     columns = {"label": objects["label"], "class": objects["class"]}
     for name in ("x", "y", "x0", "y0", "x1", "y1"):
         largest = shape[1] if name.startswith("x") else shape[0]
         columns[name] = (objects[name] * pixel).clip(0, largest)
     columns["area_px"] = objects["area_px"] * pixel**2
-    columns |= {"score": objects["score"], "agreement": objects["agreement"]}
+    for name in _AXES:
+        columns[f"{name}_px"] = objects[name] * np.float32(pixel)
+    columns |= {name: objects[name] for name in _AS_THEY_ARE if name in objects}
     if mpp is not None:
         columns["x_um"] = objects["x"] * pixel * mpp
         columns["y_um"] = objects["y"] * pixel * mpp
         columns["area_um2"] = objects["area_px"] * (pixel * mpp) ** 2
+        for name in _AXES:
+            columns[f"{name}_um"] = objects[name] * np.float32(pixel * mpp)
     return columns
 
 
