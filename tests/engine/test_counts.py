@@ -54,8 +54,11 @@ def test_blocks_add_up_to_the_whole(mean: np.ndarray, samples: list[np.ndarray],
     firsts = instances.first_pixels(labels)
     column = np.array([firsts[int(i)][1] for i in objects["label"]], int)
     parts = [
-        count_samples(labels, votes[:, owned], masks, 5, (slice(0, SIDE), slice(*ends)))
-        for owned, ends in ((column < cut, (0, cut)), (column >= cut, (cut, SIDE)))
+        count_samples(labels, votes[:, owned], masks, 5, np.broadcast_to(where, labels.shape))
+        for owned, where in (
+            (column < cut, np.arange(SIDE) < cut),
+            (column >= cut, np.arange(SIDE) >= cut),
+        )
     ]
     together, whole = parts[0] + parts[1], count_samples(labels, votes, masks, 5)
     assert together.objects.tolist() == whole.objects.tolist()
