@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from skimage.segmentation import find_boundaries
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
-__all__ = ["write_overview"]
+__all__ = ["small_overview", "write_overview"]
 
 _LONGEST, _SHORTEST = 2000, 1000  # of the picture's longer edge, in pixels
 _FOOTER = 36
@@ -47,6 +48,25 @@ def write_overview(
     edges = find_boundaries(labels, mode="inner" if zoom < 1 else "thick")
     picture[edges] = _colours(result)[labels[edges]]
     _with_footer(picture, result, None if mpp is None else mpp / zoom).save(path)
+
+
+def small_overview(path: Path) -> bytes | None:
+    """A picture of `write_overview` without its footer as a JPEG of at most 160 x 120 pixels.
+
+    None where there is none, or none that was written here.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            width, height = picture.size
+            if height <= _FOOTER or max(width, height) > _LONGEST + _FOOTER:
+                return None
+            small = picture.convert("RGB").crop((0, 0, width, height - _FOOTER))
+    except (OSError, SyntaxError, ValueError):  # damaged, in Pillow's ways of saying so
+        return None
+    small.thumbnail((160, 120), reducing_gap=2)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=75)
+    return file.getvalue()
 
 
 def _as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
