@@ -47,7 +47,7 @@ def write_report(out: Path) -> None:
     script = _part("report.js")
     ended = Counter(row["status"] for row in rows)
     page = Template(_part("report.html")).substitute(
-        title=escape(f"{out.resolve().name}: segmentation results"),
+        title=escape(f"Segmentation results in {out.absolute().parent.name}/{out.name}"),
         inputs=len(rows),
         ended=", ".join(f"{count} {status}" for status, count in sorted(ended.items())) or "none",
         headings="".join(map(_heading, _COLUMNS)),
@@ -66,7 +66,7 @@ def _part(name: str) -> str:
 def _heading(name: str) -> str:
     if _COLUMNS[name] is None:
         return "<th></th>"
-    kind = ' class="number"' if _COLUMNS[name] in _NUMBERS else ""
+    kind = ' class="number"' if _COLUMNS[name] in (*_NUMBERS, "agreement", "seconds") else ""
     return f'<th scope="col"{kind}><button type="button">{name}</button></th>'
 
 
@@ -75,10 +75,10 @@ def _row(out: Path, row: Record) -> str:
         _cell("", _picture(out, row["results"])),
         _cell(row["results"], _named(row), "wide"),
         *(_cell(row.get(name, ""), _figure(row, name), "number") for name in _NUMBERS),
-        _cell(row.get("agreement", ""), escape(row.get("agreement", "")), "number"),
+        _cell(row.get("agreement", ""), _shown(row.get("agreement", "")), "number"),
         _cell(row.get("mpp", ""), _with_note(row.get("mpp", ""), row.get("mpp_source", ""))),
-        _cell(row.get("model", ""), escape(row.get("model", ""))),
-        _cell(row.get("seconds", ""), escape(row.get("seconds", "")), "number"),
+        _cell(row.get("model", ""), escape(row.get("model", "")), "model"),
+        _cell(row.get("seconds", ""), _shown(row.get("seconds", "")), "number"),
     ]
     return f'<tr class="{escape(row["status"])}">{"".join(cells)}</tr>'
 
@@ -110,8 +110,15 @@ def _named(row: Record) -> str:
 
 
 def _figure(row: Record, name: str) -> str:
-    least, most = (row.get(f"{name}_{end}", "") for end in ("least", "most"))
-    return _with_note(row.get(name, ""), f"{least} – {most}" if least else "")
+    least, most = (_shown(row.get(f"{name}_{end}", "")) for end in ("least", "most"))
+    return _with_note(_shown(row.get(name, "")), f"{least} – {most}" if least else "")
+
+
+def _shown(number: str) -> str:
+    """A figure of the summary with as many digits as one reads."""
+    if not number:
+        return ""
+    return f"{float(number):,.0f}" if abs(float(number)) >= 100 else f"{float(number):.3g}"
 
 
 def _with_note(text: str, note: str) -> str:
