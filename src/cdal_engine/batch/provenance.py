@@ -187,7 +187,6 @@ def record_of(
         "mpp": mpp,
         "mpp_source": resolution.source,
         "counts": _counts(source, result, mpp) | _volumes(source, result),
-        "agreement": _agreement(result),
         "peak_memory_mb": _peak_memory_mb(),
         "versions": {
             "napari-cdal": __version__,
@@ -204,13 +203,8 @@ def _counts(source: Source, result: Segmentation, mpp: float | None) -> Record:
     objects = None if source.kind == "volume" else len(result.objects["label"])
     foreground = int((result.labels > 0).sum())
     grid_mpp = None if mpp is None else mpp * result.pixel
-    return counted(objects, foreground, result.counts, grid_mpp, area_mm2)
-
-
-def _agreement(result: Segmentation) -> float | None:
-    """Mean over the objects; None where there is none, or one sample."""
-    each = result.objects.get("agreement", np.zeros(0))
-    return None if not len(each) or np.isnan(each).any() else float(each.mean())
+    agreement = result.objects.get("agreement")
+    return counted(objects, foreground, result.counts, grid_mpp, area_mm2, agreement)
 
 
 def _volumes(source: Source, result: Segmentation) -> Record:

@@ -232,7 +232,7 @@ def _facts(folder: Path) -> dict[str, str]:
         **_ends("objects_per_mm2", counts.get("objects_per_mm2_interval")),
         "mpp": _text(run["mpp"]),
         "mpp_source": str(run["mpp_source"]),
-        "agreement": _text(run.get("agreement")),
+        "agreement": _text(counts.get("agreement")),
         "volumes_mm3": "; ".join(
             f"{name} {_text(size)}" for name, size in counts.get("volume_mm3", {}).items()
         ),
