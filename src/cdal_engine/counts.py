@@ -75,6 +75,7 @@ def counted(
     samples: SampleCounts | None,
     mpp: float | None,
     area_mm2: float | None,
+    agreement: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
     """What run.json says of counts, area and density; an interval is the least and most of samples.
 
@@ -90,13 +91,15 @@ def counted(
         Micrometres per pixel of the labels.
     area_mm2 : float or None
         Of all that was looked at.
+    agreement : ndarray, optional
+        (N,) of the objects; NaN with one sample.
 
     Returns
     -------
     dict
         `objects`, `area_um2` (of the foreground) and `objects_per_mm2`, each with its interval
-        [least, most] (`objects_interval`, `area_interval`, `objects_per_mm2_interval`), and
-        `area_mm2`. None for what is not known.
+        [least, most] (`objects_interval`, `area_interval`, `objects_per_mm2_interval`),
+        `area_mm2`, and `agreement`, the objects' mean. None for what is not known.
     """
     each = None if samples is None or objects is None else _interval(samples.objects)
     areas = None if samples is None else _interval(samples.area)
@@ -106,6 +109,7 @@ def counted(
             return None
         return [n * factor for n in values] if isinstance(values, list) else values * factor
 
+    mean = float("nan") if agreement is None or not len(agreement) else float(agreement.mean())
     um2, per_mm2 = None if mpp is None else mpp**2, 1 / area_mm2 if area_mm2 else None
     return {
         "objects": objects,
@@ -115,6 +119,7 @@ def counted(
         "area_mm2": area_mm2,
         "objects_per_mm2": scaled(objects, per_mm2),
         "objects_per_mm2_interval": scaled(each, per_mm2),
+        "agreement": None if np.isnan(mean) else mean,
     }
 
 

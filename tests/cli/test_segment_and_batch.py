@@ -42,7 +42,7 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 
 def contents(out: Path) -> dict[str, bytes]:
     """Every file but those that record times."""
-    skipped = ("run.json", "summary.csv")
+    skipped = ("run.json", "summary.csv", "report.html")
     return {
         p.relative_to(out).as_posix(): p.read_bytes()
         for p in out.rglob("*")

@@ -67,7 +67,7 @@ def test_blocks_add_up_to_the_whole(mean: np.ndarray, samples: list[np.ndarray],
 
 def test_intervals_hold_the_samples_in_their_units() -> None:
     samples = SampleCounts(np.array([7, 4, 9]), np.array([100, 300, 200]))
-    record = counted(6, 250, samples, 0.5, 0.02)
+    record = counted(6, 250, samples, 0.5, 0.02, np.array([1, 0.5]))
     assert record == {
         "objects": 6,
         "objects_interval": [4, 9],
@@ -76,8 +76,9 @@ def test_intervals_hold_the_samples_in_their_units() -> None:
         "area_mm2": 0.02,
         "objects_per_mm2": 300.0,
         "objects_per_mm2_interval": [200.0, 450.0],
+        "agreement": 0.75,
     }
-    one = counted(6, 250, None, None, None)
+    one = counted(6, 250, None, None, None, np.array([np.nan]))
     assert (one["objects"], {v for k, v in one.items() if k != "objects"}) == (6, {None})
 
 

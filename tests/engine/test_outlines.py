@@ -33,7 +33,7 @@ def inside(ring: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return crossed[:, :-1].cumsum(axis=1) % 2 == 1
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(maps)
 def test_rings_drawn_give_the_labels_back(labels: np.ndarray) -> None:
     outlines = trace(labels)
@@ -44,7 +44,7 @@ def test_rings_drawn_give_the_labels_back(labels: np.ndarray) -> None:
     assert np.array_equal(drawn, labels)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(maps)
 def test_a_polygon_is_one_piece_with_its_own_holes(labels: np.ndarray) -> None:
     pieces: dict[int, list[np.ndarray]] = {}
@@ -63,7 +63,7 @@ def test_a_polygon_is_one_piece_with_its_own_holes(labels: np.ndarray) -> None:
         assert len(polygons) == count
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(maps)
 def test_rings_are_closed_turn_everywhere_and_never_meet_themselves(labels: np.ndarray) -> None:
     for _, _, ring in rings_of(trace(labels)):

@@ -209,7 +209,7 @@ def test_failures_stand_in_the_summary_until_they_are_mended(
     write_summary(tmp_path)
     (row,) = summary(tmp_path)
     assert (row["results"], row["status"]) == ("out", "failed")
-    assert row["error"] == "bad, really (mend it)"
+    assert (row["error"], row["remedy"]) == ("bad, really", "mend it")
     publish(tmp_path / "out", source, result, ("table",))
     assert not (tmp_path / "out" / FAILED).exists()
     write_summary(tmp_path)

@@ -273,8 +273,11 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_only_tissue_counts(scan: NDArray, tmp_path: Path) -> None:
-    """What is found is a part of what is found without looking for tissue, and none on glass."""
-    slide = write_slide(tmp_path / "a.tif", scan[900:1200, 600:1100])
+    """Beside tissue, glass and what has no colour: nothing there, and the rest as it was."""
+    stained = scan[700:950, 1150:1310]
+    gray = stained.mean(axis=2, keepdims=True).astype(np.uint8).repeat(3, 2)
+    glass = np.full((250, 160, 3), 243, np.uint8)
+    slide = write_slide(tmp_path / "a.tif", np.hstack([stained, glass, gray]))
     every = run(slide, tmp_path / "every", MODEL, FAST)
     only = run(slide, tmp_path / "only", MODEL, replace(FAST, tissue=True))
     assert 0 < only["counts"]["objects"] < every["counts"]["objects"]

@@ -58,18 +58,21 @@ class Merge:
     @cached_property
     def counts(self) -> dict[str, Any]:
         """See `counts.counted`; the area is that of what counts of the slide."""
-        objects = foreground = pixels = 0
+        foreground = pixels = 0
+        agreement = [np.zeros(0, np.float32)]
         samples = SampleCounts(np.zeros(1, np.int64), np.zeros(1, np.int64))
         several = self.task.inference.samples > 1
         for block in self.task.plan.blocks:
-            found = self.scratch.read("objects", block, "area_px")["area_px"]
-            objects, foreground = objects + len(found), foreground + int(found.sum())
+            found = self.scratch.read("objects", block, "area_px", "agreement")
+            foreground += int(found["area_px"].sum())
+            agreement.append(found["agreement"])
             pixels += int(self.scratch.read("labels", block, "counted")["counted"])
             if several:
                 samples += SampleCounts(**self.scratch.read("labels", block, "objects", "area"))
         mpp = None if self.mpp is None else self.task.area.pixel * self.mpp
         area = None if mpp is None else pixels * (mpp / 1000) ** 2
-        return counted(objects, foreground, samples if several else None, mpp, area)
+        every, known = np.concatenate(agreement), samples if several else None
+        return counted(len(every), foreground, known, mpp, area, every)
 
     def write(self, save: tuple[str, ...], picture: NDArray[np.generic]) -> None:
         """Write what is asked for; `picture` is the slide's, for the overview."""

@@ -235,7 +235,8 @@ def result_counts(source: Source, resolution: Resolution, result: Segmentation) 
     if source.affine is None:
         area = None if mpp is None else height * width * (mpp / 1000) ** 2
         foreground = int((result.labels > 0).sum())
-        return counted(len(result.objects["label"]), foreground, result.counts, mpp, area)
+        agreement = result.objects["agreement"]
+        return counted(len(agreement), foreground, result.counts, mpp, area, agreement)
     voxel = abs(float(np.linalg.det(source.affine[:3, :3])))
     sizes = zip(result.objects["class"], result.objects["area"], strict=True)
     volumes = {str(name): float(count) * voxel for name, count in sizes}

@@ -68,9 +68,9 @@ class Blocks:
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as keeper:
             ahead = [reader.submit(self._timed, "read", task.read, block) for block in blocks[:1]]
             behind: list[Future[None]] = []
-            for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            for i, block in enumerate(blocks):
                 pixels = ahead.pop().result()
-                if following is not None:
+                for following in blocks[i + 1 : i + 2]:
                     ahead.append(reader.submit(self._timed, "read", task.read, following))
                 maps = self._timed("model", task.answer, block, pixels)
                 if behind:

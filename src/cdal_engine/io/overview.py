@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
-__all__ = ["write_overview"]
+__all__ = ["small_overview", "write_overview"]
 
 _LONGEST, _SHORTEST = 2000, 1000  # of the picture's longer edge, in pixels
 _FOOTER = 36
+_SMALL = 400, 300
 _UNSURE, _BETWEEN, _SURE = (255, 60, 0), (255, 230, 0), (0, 255, 130)
 _LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)  # µm, of the scale bar
 
@@ -51,6 +53,44 @@ def write_overview(
     edges = find_boundaries(labels, mode="inner" if zoom < 1 else "thick")
     picture[edges] = _colours(objects)[labels[edges]]
     _with_footer(picture, objects, None if mpp is None else mpp / zoom).save(path)
+
+
+def small_overview(path: Path) -> bytes | None:
+    """A picture of `write_overview` without its footer as a JPEG of at most 400 x 300 pixels.
+
+    None where there is none, or none that was written here.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            width, height = picture.size
+            if height <= _FOOTER or max(width, height) > _LONGEST + _FOOTER:
+                return None
+            pixels = np.asarray(picture.convert("RGB"))[: height - _FOOTER]
+    except (OSError, SyntaxError, ValueError):  # damaged, in Pillow's ways of saying so
+        return None
+    file = io.BytesIO()
+    Image.fromarray(_made_small(pixels)).save(file, "JPEG", quality=75)
+    return file.getvalue()
+
+
+def _made_small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shrink a picture to `_SMALL` so that its outlines, told by their colours, stay seen."""
+    height, width = pixels.shape[:2]
+    zoom = min(1.0, _SMALL[0] / width, _SMALL[1] / height)
+    size = (max(round(width * zoom), 1), max(round(height * zoom), 1))
+
+    def shrunk(values: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA), np.float32)
+
+    red, green, blue = cv2.split(pixels)
+    strongest, weakest = (np.asarray(of(of(red, green), blue)) for of in (cv2.max, cv2.min))
+    vivid = ((strongest >= 230) & (weakest <= 90)).astype(np.uint8)  # as all of `_ramp`
+    share = shrunk(vivid * np.uint8(255))[..., None] / 255
+    alone = np.asarray(cv2.bitwise_and(pixels, pixels, mask=vivid), np.uint8)
+    outlines = shrunk(alone) / np.maximum(share, 1e-2)
+    strength = (3 * share).clip(0, 1)
+    mixed = outlines * strength + shrunk(pixels) * (1 - strength)
+    return np.asarray(mixed.round().clip(0, 255), np.uint8)
 
 
 def _as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
