@@ -337,3 +337,57 @@ def regions_file(tmp_path: Path) -> Callable[[list], Path]:
         return path
 
     return write
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+sys.argv[1:] = [sys.argv[1], "-o", sys.argv[2], "--model", "nuclei-he", "--steps", "0"]
+sys.argv[1:1] = ["segment"]
+sys.argv += ["--device", "cpu", "--tile", "256"]
+from cdal_engine.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def write_large(path: Path, edge: int, tissue: NDArray) -> None:
+    """A pyramid of glass with one tile of tissue at each of two corners."""
+    with tifffile.TiffWriter(path) as tiff:
+        for step in (1, 4, 16):
+            size = edge // step
+            glass = np.full((512, 512, 3), 243, np.uint8)
+            cells = [glass.copy(), *[glass] * ((size // 512) ** 2 - 2), glass.copy()]
+            cells[0][: 512 // step, : 512 // step] = tissue[::step, ::step]
+            cells[-1][-512 // step :, -512 // step :] = tissue[::step, ::step]
+            tiff.write(
+                iter(cells),
+                shape=(size, size, 3),
+                dtype=np.uint8,
+                tile=(512, 512),
+                compression="jpeg",
+                photometric="rgb",
+                subfiletype=min(step - 1, 1),
+                resolution=(4e4 / step,) * 2,
+                resolutionunit="CENTIMETER",
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_memory_does_not_grow_with_the_slide(scan: NDArray, tmp_path: Path) -> None:
+    """Four times the pixels, the same tissue: the peak stays within 15 %."""
+    peaks, found = [], []
+    for edge in (8192, 16384):
+        path = tmp_path / f"{edge}.tif"
+        write_large(path, edge, scan[700:1212, 1150:1662])
+        command = [sys.executable, "-c", PEAK, str(path), str(tmp_path / "out")]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert ended.returncode == 0, ended.stderr
+        peaks.append(int(ended.stdout.split("peak")[1]))
+        found.append(pq.read_table(tmp_path / "out" / path.name / "objects.parquet").num_rows)
+    assert found[0] == found[1] > 200
+    assert peaks[1] < 1.15 * peaks[0]

@@ -138,6 +138,8 @@ def _attempt(
                 forget_blocks(item.folder)
                 return Outcome(item, already=True)
             _refuse_anothers(item)
+        else:
+            forget_blocks(item.folder)
         return Outcome(item, run=_segment(item, segmenter, parameters, progress)[1])
     except Cancelled:
         raise
