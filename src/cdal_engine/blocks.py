@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import instances, targets
 from .config import ModelConfig
-from .tiling import Box, seen_from, surround
+from .tiling import Box, seen_from, surround, within
 
 __all__ = ["HALO", "BlockObjects", "assemble", "decode_block"]
 
@@ -36,11 +36,14 @@ class BlockObjects:
         (h, w) uint32 ids from 1 in order of the markers.
     markers : ndarray
         (N, 2) row and column in the grid of each object's marker's first pixel.
+    others : ndarray
+        (h, w) pixels of objects that other blocks own.
     """
 
     box: Box
     labels: Labels
     markers: NDArray[np.int64]
+    others: NDArray[np.bool_]
 
 
 def decode_block(
@@ -50,6 +53,7 @@ def decode_block(
     config: ModelConfig,
     mpp: float | None,
     halo: int = HALO,
+    limit: Box | None = None,
 ) -> BlockObjects:
     """Find the objects that the block `core` owns.
 
@@ -65,30 +69,37 @@ def decode_block(
         As `targets.decode`; for `nuclei` and `binary`.
     halo : int
         Pixels looked at beyond the block at first. What is read then grows with the connected
-        foreground, up to the whole grid where that reaches all over it.
+        foreground, up to `limit` where that reaches all over it.
+    limit : tuple of slice, optional
+        What there is to be read, such as the block and its neighbours; by default the whole grid.
+        Connected foreground that goes on beyond it is cut there. Objects near the cut may then
+        differ from those of the whole grid, and where two blocks cut it differently, overlap.
     """
+    limit = limit or tuple(slice(0, n) for n in size)
     while True:
-        box = surround(core, halo, size)
+        box = within(limit, surround(core, halo, size))
         probability = read(box)
-        if not _cut(probability, size, core, box, config):
+        if not _cut(probability, limit, core, box, config):
             break
         halo = 2 * max(halo, 1)
     labels, seeds = targets.find_objects(probability, config)
     area = np.bincount(labels.ravel())
+    kept = area >= max(targets.min_area(config, mpp), 1)
     owned = np.zeros(len(area), np.uint32)
     found = []
     for i, (y, x) in instances.first_pixels(seeds).items():
         at = y + box[0].start, x + box[1].start
         inside = all(c.start <= p < c.stop for c, p in zip(core, at, strict=True))
-        if inside and area[i] >= max(targets.min_area(config, mpp), 1):
+        if inside and kept[i]:
             found.append(at)
             owned[i] = len(found)
-    return BlockObjects(box, owned[labels], np.array(found, np.int64).reshape(-1, 2))
+    others = (labels > 0) & (kept & (owned == 0))[labels]
+    return BlockObjects(box, owned[labels], np.array(found, np.int64).reshape(-1, 2), others)
 
 
 def _cut(
     probability: NDArray[np.float32],
-    size: tuple[int, ...],
+    limit: Box,
     core: Box,
     box: Box,
     config: ModelConfig,
@@ -98,9 +109,9 @@ def _cut(
     pieces = instances.components(mask)
     own = np.unique(pieces[seen_from(tuple(b.start for b in box), core)])
     edges = []
-    for axis, (b, length) in enumerate(zip(box, size, strict=True)):
-        edges += [pieces.take(0, axis)] if b.start > 0 else []
-        edges += [pieces.take(-1, axis)] if b.stop < length else []
+    for axis, (b, most) in enumerate(zip(box, limit, strict=True)):
+        edges += [pieces.take(0, axis)] if b.start > most.start else []
+        edges += [pieces.take(-1, axis)] if b.stop < most.stop else []
     return bool(np.isin(np.concatenate([*edges, [0]]), own[own > 0]).any())
 
 

@@ -61,13 +61,13 @@ class Maps:
     def empty(
         cls, channels: int, samples: int, size: tuple[int, ...], attention: bool, keep: bool
     ) -> Maps:
-        """Uninitialised maps of `size`; `attention` and the `samples` only where asked for."""
+        """Maps of `size`, all 0; `attention` and the `samples` only where asked for."""
         return cls(
-            probability=np.empty((channels, *size), np.float32),
-            deviation=np.empty(size, np.float32),
-            masks=np.empty((samples, *size), bool),
-            attention=np.empty(size, np.float32) if attention else None,
-            samples=np.empty((samples, *size), np.float16) if keep else None,
+            probability=np.zeros((channels, *size), np.float32),
+            deviation=np.zeros(size, np.float32),
+            masks=np.zeros((samples, *size), bool),
+            attention=np.zeros(size, np.float32) if attention else None,
+            samples=np.zeros((samples, *size), np.float16) if keep else None,
         )
 
 
@@ -133,6 +133,11 @@ class Inference:
     at_once: AtOnce
     advance: Callable[[int], None]
 
+    @property
+    def passes(self) -> int:
+        """Over each tile: the encoder's, and the denoiser's of every sample and step."""
+        return 1 + (self.schedule.steps * self.samples if self.schedule else 0)
+
     def run(self, image: Tensor, origin: tuple[int, ...], box: Box, tiles: list[Tile]) -> Maps:
         """Fill the maps of a box of the model's grid.
 
@@ -145,7 +150,7 @@ class Inference:
         box : tuple of slice
             What is wanted.
         tiles : list of Tile
-            Their cores make up `box`, in any order.
+            Their cores lie in `box`, in any order; what they leave out stays 0.
         """
         first, size = tuple(s.start for s in box), tuple(s.stop - s.start for s in box)
         maps = Maps.empty(

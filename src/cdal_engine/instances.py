@@ -15,6 +15,7 @@ from skimage.segmentation import watershed
 __all__ = [
     "agreement",
     "components",
+    "contained",
     "first_pixels",
     "flood",
     "interior",
@@ -24,6 +25,10 @@ __all__ = [
 ]
 
 Labels = NDArray[np.uint32]
+
+_STAINS = np.array(  # optical density of haematoxylin, eosin and DAB in red, green and blue
+    [[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]
+)
 
 
 def interior(labels: NDArray[np.integer], boundary: float) -> NDArray[np.bool_]:
@@ -107,7 +112,11 @@ def remove_small(labels: Labels, min_area: float) -> Labels:
     return renumber[labels]
 
 
-def measure(labels: Labels, probability: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+def measure(
+    labels: Labels,
+    probability: NDArray[np.float32],
+    image: NDArray[np.uint8] | None = None,
+) -> dict[str, NDArray[Any]]:
     """Measure every object.
 
     Parameters
@@ -116,49 +125,88 @@ def measure(labels: Labels, probability: NDArray[np.float32]) -> dict[str, NDArr
         (H, W) ids; not every number needs to be present.
     probability : ndarray
         (H, W) of the object's class.
+    image : ndarray, optional
+        (H, W, 3) red, green and blue, for the columns of colour.
 
     Returns
     -------
     dict of ndarray
         One row an object: `label`, `area_px`, centroid `y`, `x`, half-open bounding box `y0`,
-        `x0`, `y1`, `x1`, and `score`, the mean probability.
+        `x0`, `y1`, `x1`; `score`, the mean probability; `major_axis`, `minor_axis` in pixels and
+        `eccentricity` of the ellipse with the same second moments. With an image also its mean
+        colour `red`, `green`, `blue`, 0 … 255, and mean optical density of `haematoxylin`.
     """
-    flat = np.flatnonzero(labels)
-    ids = labels.ravel()[flat]
+    y, x = np.nonzero(labels)
+    ids = labels[y, x].astype(np.int64)
+    first = int(ids.min(initial=2**32))  # the ids of a block are a few in a row
+    ids -= first
     area = np.bincount(ids)
     present = np.flatnonzero(area)
-    y, x = np.divmod(flat, labels.shape[1])
-    boxes = ndi.find_objects(labels.astype(np.int64))
-    corners = np.array(
-        [
-            (
-                boxes[i - 1][0].start,
-                boxes[i - 1][1].start,
-                boxes[i - 1][0].stop,
-                boxes[i - 1][1].stop,
-            )
-            for i in present
-        ],
-        np.int64,
-    ).reshape(-1, 4)
+    corners: dict[str, NDArray[np.int64]] = {}
+    for name, place in (("y", y), ("x", x)):
+        low, high = np.full(len(area), labels.size), np.zeros(len(area), np.int64)
+        np.minimum.at(low, ids, place)
+        np.maximum.at(high, ids, place)
+        corners |= {f"{name}0": low, f"{name}1": high + 1}
 
     def mean(values: NDArray[np.generic]) -> NDArray[np.float64]:
         return (np.bincount(ids, values, len(area)) / np.maximum(area, 1))[present]
 
-    return {
-        "label": present.astype(np.uint32),
+    dy, dx = y - corners["y0"][ids], x - corners["x0"][ids]  # small, so that squares are exact
+    middle_y, middle_x = mean(dy), mean(dx)
+    corners = {name: corner[present] for name, corner in corners.items()}
+    objects: dict[str, NDArray[Any]] = {
+        "label": (present + first).astype(np.uint32),
         "area_px": area[present],
-        "y": mean(y) + 0.5,
-        "x": mean(x) + 0.5,
-        **{name: corners[:, i] for i, name in enumerate(("y0", "x0", "y1", "x1"))},
-        "score": mean(probability.ravel()[flat]).astype(np.float32),
+        "y": corners["y0"] + middle_y + 0.5,
+        "x": corners["x0"] + middle_x + 0.5,
+        **{name: corners[name] for name in ("y0", "x0", "y1", "x1")},
+        "score": mean(probability[y, x]).astype(np.float32),
+        **_axes(
+            mean(dy * dy) - middle_y**2,
+            mean(dx * dx) - middle_x**2,
+            mean(dy * dx) - middle_y * middle_x,
+        ),
     }
+    if image is not None:
+        colour = image[y, x]
+        for i, name in enumerate(("red", "green", "blue")):
+            objects[name] = mean(colour[:, i]).astype(np.float32)
+        objects["haematoxylin"] = mean(_haematoxylin(colour)).astype(np.float32)
+    return objects
 
 
-def agreement(
+def _axes(
+    yy: NDArray[np.float64], xx: NDArray[np.float64], yx: NDArray[np.float64]
+) -> dict[str, NDArray[np.float32]]:
+    """Axes of the ellipses with these variances and covariance of their pixels' centres."""
+    half, apart = (yy + xx) / 2, np.hypot((yy - xx) / 2, yx)
+    large, small = half + apart, (half - apart).clip(min=0)
+    ratio = np.divide(small, large, out=np.ones_like(large), where=large > 0)
+    axes = {
+        "major_axis": 4 * np.sqrt(large),
+        "minor_axis": 4 * np.sqrt(small),
+        "eccentricity": np.sqrt(1 - ratio),
+    }
+    return {name: values.astype(np.float32) for name, values in axes.items()}
+
+
+def _haematoxylin(colour: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Optical density (N,) of haematoxylin in (N, 3) colours, beside eosin and DAB.
+
+    Colour deconvolution by Ruifrok and Johnston (2001), Anal. Quant. Cytol. Histol. 23, 291.
+    """
+    share = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True))[:, 0]
+    density = -np.log10(np.arange(256).clip(min=1) / 255)  # black would be infinitely dense
+    parts = (density[:, None] * share).astype(np.float32)
+    total = parts[colour[:, 0], 0] + parts[colour[:, 1], 1] + parts[colour[:, 2], 2]
+    return np.asarray(total.clip(min=0))
+
+
+def contained(
     labels: Labels, objects: dict[str, NDArray[Any]], masks: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Fraction of samples that contain each object at IoU >= 0.5, inside its bounding box.
+) -> NDArray[np.bool_]:
+    """Which samples contain which objects, at IoU >= 0.5 inside their bounding boxes.
 
     Pixels of the box that belong to another object are left out of the comparison.
 
@@ -174,18 +222,23 @@ def agreement(
     Returns
     -------
     ndarray
-        (N,) in 0 … 1; NaN where there are fewer than two samples.
+        (S, N).
     """
     ids = objects["label"].astype(np.int64)
-    if len(masks) < 2:
-        return np.full(len(ids), np.nan, np.float32)
     y0, x0, y1, x1 = (objects[name].astype(np.int64) for name in ("y0", "x0", "y1", "x1"))
     area = objects["area_px"].astype(np.int64)
-    count = int(labels.max()) + 1
-    contained = np.zeros(len(ids))
-    for mask in masks:
+    count = int(labels.max(initial=0)) + 1
+    votes = np.zeros((len(masks), len(ids)), bool)
+    for vote, mask in zip(votes, masks, strict=True):
         inside = np.bincount(labels[mask], minlength=count)[ids]
         spilled = np.pad((mask & (labels == 0)).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         beside = spilled[y1, x1] - spilled[y0, x1] - spilled[y1, x0] + spilled[y0, x0]
-        contained += inside / (area + beside) >= 0.5
-    return (contained / len(masks)).astype(np.float32)
+        vote[:] = inside / (area + beside) >= 0.5
+    return votes
+
+
+def agreement(votes: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Fraction (N,) of samples that contain each object, of `contained`; NaN with fewer than 2."""
+    if len(votes) < 2:
+        return np.full(votes.shape[1], np.nan, np.float32)
+    return np.asarray(votes.mean(axis=0), np.float32)

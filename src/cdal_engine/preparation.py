@@ -19,7 +19,18 @@ from .config import ImageConfig
 from .errors import CdalError
 from .tiling import Box, seen_from
 
-__all__ = ["Grid", "Limits", "grid_scale", "limits_of", "normalise", "prepare", "resample"]
+__all__ = [
+    "Grid",
+    "Limits",
+    "grid_scale",
+    "largest_intensity",
+    "limits_of",
+    "normalise",
+    "prepare",
+    "resample",
+    "rgb8",
+    "seen_by",
+]
 
 Limits = NDArray[np.floating]
 """(2,) intensities that `percentile` normalisation takes to -1 and 1."""
@@ -189,6 +200,18 @@ def resample(
     return x
 
 
+def seen_by(window: Box, scale: tuple[float, ...], shape: tuple[int, ...]) -> Box:
+    """Pixels of an image of `shape` that `resample` to a `window` looks at."""
+    box = []
+    for along, s, n in zip(window, scale, shape, strict=True):
+        reach = max(1.0, 1 / s)
+        first = math.floor((along.start + 0.5) / s - reach)
+        stop = math.floor((along.stop - 0.5) / s - reach) + math.ceil(2 * reach) + 1
+        # A window beyond the image sees its last pixels, which are repeated there.
+        box.append(slice(min(max(first, 0), n - 1), min(max(stop, 1), n)))
+    return tuple(box)
+
+
 def limits_of(x: Tensor) -> Limits:
     """1st and 99th percentile of all the intensities of an image, or of a volume."""
     return np.asarray(np.percentile(x.numpy(), (1, 99)))
@@ -209,7 +232,9 @@ def normalise(x: Tensor, config: ImageConfig, limits: Limits | None = None) -> T
     return stretched.clamp(-3, 3)
 
 
-def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
+def prepare(
+    image: NDArray[np.generic], config: ImageConfig, largest: float | None = None
+) -> Tensor:
     """Check an image and turn it into a (C, H, W) float32 tensor.
 
     Integers and booleans are divided by their type's maximum where intensities are normalised by
@@ -221,6 +246,8 @@ def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
     image : ndarray
         (H, W) or (H, W, C) of a boolean, integer or float type.
     config : ImageConfig
+    largest : float, optional
+        Of `largest_intensity`, where `image` is a part of a larger one; by default its own.
 
     Raises
     ------
@@ -245,12 +272,26 @@ def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise CdalError("the image has NaN or infinite pixels", "fill or crop them first")
     if config.normalisation == "constant":
-        x = (x / _largest(image)).clamp(0, 1)
+        x = (x / (largest_intensity(image) if largest is None else largest)).clamp(0, 1)
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
 
 
-def _largest(image: NDArray[np.generic]) -> float:
-    """The value that stands for full intensity in this image's type; nothing is guessed."""
+def rgb8(x: Tensor, config: ImageConfig) -> NDArray[np.uint8] | None:
+    """Colours (H, W, 3) of a (C, H, W) tensor of `prepare`; None where it holds no colours."""
+    if config.channels != 3 or config.normalisation != "constant":
+        return None
+    pixels = (x * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return np.ascontiguousarray(pixels.numpy())
+
+
+def largest_intensity(image: NDArray[np.generic]) -> float:
+    """The value that stands for full intensity in this image's type; nothing is guessed.
+
+    Raises
+    ------
+    CdalError
+        For values that are not of that range.
+    """
     low, high = float(image.min()), float(image.max())
     if image.dtype.kind == "b":
         return 1.0

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import instances, targets
+from . import targets
 from .config import MAX_MEGAPIXELS, ModelConfig
+from .counts import SampleCounts
 from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
@@ -21,10 +22,17 @@ from .inference import AtOnce, Inference, Maps
 from .memory import fitting
 from .model import Model
 from .networks import receptive_halo
-from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample
+from .objects import entropy, measured
+from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample, rgb8
 from .tiling import Box, Tile, hull, plan, plan_fixed
 
-__all__ = ["TILE_MODES", "Progress", "Segmentation", "Segmenter"]
+__all__ = [
+    "TILE_MODES",
+    "Progress",
+    "Segmentation",
+    "Segmenter",
+    "counter",
+]
 
 Progress = Callable[[int, int], bool]
 """Called with (passes done, passes in all); returning False cancels."""
@@ -61,6 +69,8 @@ class Segmentation:
         Spent in the networks and in decoding.
     pixel : float
         Edge of the arrays' pixels in pixels of the image: 1 on the image's own grid.
+    counts : SampleCounts or None
+        What each sample alone would find; None with one sample.
     """
 
     labels: NDArray[np.uint32]
@@ -73,6 +83,7 @@ class Segmentation:
     mpp: float | None
     seconds: float
     pixel: float = 1.0
+    counts: SampleCounts | None = None
 
 
 class Segmenter:
@@ -177,30 +188,46 @@ class Segmenter:
         with torch.inference_mode(), memory_reported():
             x = prepare(image, config.image)
             resized = self.resized(tile_mode)
-            grid = self._grid(x.shape[1:], mpp, resized, region)
+            grid = self.grid(x.shape[1:], mpp, tile_mode, region)
             _check_memory(math.prod(s.stop - s.start for s in grid.box))
-            tiles = self._tiles(grid, self.halo(schedule, tile_mode))
-            passes = len(tiles) * (1 + (schedule.steps * samples if schedule else 0))
-            inference = Inference(
-                config=config,
-                networks=self.networks,
-                samples=samples if schedule else 1,
-                seed=seed,
-                schedule=schedule,
-                attention=attention and schedule is not None and config.network.has_discriminator,
-                keep_samples=keep_samples,
-                device=self.device,
-                at_once=AtOnce(1, samples),
-                advance=_counter(progress, passes),
+            tiles = self.tiles(grid.size, grid.box, self.halo(schedule, tile_mode))
+            inference = self.inference(
+                schedule, samples, seed, attention=attention, keep_samples=keep_samples
             )
-            inference = replace(inference, at_once=fitting(inference, tiles))
+            advance = counter(progress, len(tiles) * inference.passes)
+            inference = replace(inference, at_once=fitting(inference, tiles), advance=advance)
             window = hull(tiles)
+            mpp, shown = mpp if resized else mpp or config.image.mpp, grid
+            if on_model_grid and not grid.native and resized is None:
+                shown, mpp = grid.itself(), config.image.mpp
+            colours = rgb8(resample(x, 1 / shown.pixel, shown.region), config.image)
             x = resample(normalise(x, config.image, limits), grid.scale, window)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
-            mpp = mpp if resized else mpp or config.image.mpp
-            if on_model_grid and not grid.native and resized is None:
-                grid, mpp = grid.itself(), config.image.mpp
-            return _decoded(maps, grid, config, mpp, start)
+            return _decoded(maps, shown, config, mpp, colours, start)
+
+    def inference(
+        self,
+        schedule: NoiseSchedule | None,
+        samples: int,
+        seed: int,
+        *,
+        attention: bool,
+        keep_samples: bool,
+    ) -> Inference:
+        """How tiles are answered with a schedule of `check_options`, one at a time."""
+        config = self.model.config if schedule else self.model.config.of_supervised_head()
+        return Inference(
+            config=config,
+            networks=self.networks,
+            samples=samples if schedule else 1,
+            seed=seed,
+            schedule=schedule,
+            attention=attention and schedule is not None and config.network.has_discriminator,
+            keep_samples=keep_samples,
+            device=self.device,
+            at_once=AtOnce(1, samples),
+            advance=lambda passes: None,
+        )
 
     def check_options(
         self, samples: int, steps: int | None, tile_mode: str = "overlap"
@@ -242,24 +269,25 @@ class Segmenter:
         image = self.model.config.image
         return image.resized if tile_mode == "published" or image.mpp is None else None
 
-    def _grid(
+    def grid(
         self,
         shape: tuple[int, ...],
         mpp: float | None,
-        resized: tuple[int, int] | None,
-        region: Box | None,
+        tile_mode: str = "overlap",
+        region: Box | None = None,
     ) -> Grid:
-        """Lay the model's grid over an image."""
+        """Lay the model's grid over an image of `shape` (H, W), or a region of it."""
         config, scale = self.model.config, grid_scale(mpp, self.model.config.image)
+        resized = self.resized(tile_mode)
         each = tuple(n / size for n, size in zip(resized, shape, strict=True)) if resized else scale
         if fixed := config.network.fixed_tile:
             return Grid.over(shape, each, 1, region, least=fixed)
         return Grid.over(shape, each, config.network.stride, region)
 
-    def _tiles(self, grid: Grid, halo: int) -> list[Tile]:
-        """Tiles that make up the grid's box."""
+    def tiles(self, size: tuple[int, ...], box: Box, halo: int) -> list[Tile]:
+        """Tiles that make up a box of a grid of `size`."""
         cover = plan_fixed if self.model.config.network.fixed_tile else plan
-        return cover(grid.size, self.tile, halo, grid.box)
+        return cover(size, self.tile, halo, box)
 
     def halo(self, schedule: NoiseSchedule | None, tile_mode: str = "overlap") -> int:
         """Pixels a tile sees beyond what it keeps, for a schedule of `check_options`."""
@@ -275,7 +303,12 @@ class Segmenter:
 
 
 def _decoded(
-    maps: Maps, grid: Grid, config: ModelConfig, mpp: float | None, start: float
+    maps: Maps,
+    grid: Grid,
+    config: ModelConfig,
+    mpp: float | None,
+    colours: NDArray[np.uint8] | None,
+    start: float,
 ) -> Segmentation:
     """Bring the maps to the grid's region and find the objects there."""
     mean = grid.bring_back(maps.probability)
@@ -290,24 +323,21 @@ def _decoded(
         masks = grid.bring_back(maps.masks)
     else:
         masks = np.stack([grid.bring_back(m[None].astype(np.float32))[0] > 0.5 for m in maps.masks])
-    labels = targets.decode(mean, config, None if config.image.mpp is None else mpp)
+    known = None if config.image.mpp is None else mpp
+    labels = targets.decode(mean, config, known)
     inside = targets.foreground(mean, config)
-    objects = instances.measure(labels, inside.max(axis=0))
-    objects["agreement"] = instances.agreement(labels, objects, masks)
-    kind = objects["label"].astype(int) - 1 if config.target == "classes" else 0
-    objects["class"] = np.broadcast_to(
-        np.array(config.classes, np.str_)[kind], objects["label"].shape
-    ).copy()
+    objects, counts = measured(labels, inside, masks, colours, config, known)
     return Segmentation(
         labels=labels,
         probability=inside,
-        uncertainty=_entropy(inside),
+        uncertainty=entropy(inside),
         deviation=each(maps.deviation[None])[0],
         attention=None if maps.attention is None else each(maps.attention[None])[0],
         samples=None if maps.samples is None else each(maps.samples, np.float16),
         objects=objects,
         mpp=mpp,
         pixel=grid.pixel,
+        counts=counts,
         seconds=time.perf_counter() - start,
     )
 
@@ -321,7 +351,8 @@ def _check_memory(pixels: float) -> None:
         )
 
 
-def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Count what is newly done of `total` passes and report it; raises `Cancelled` if asked to."""
     done = 0
 
     def advance(passes: int) -> None:
@@ -331,9 +362,3 @@ def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
             raise Cancelled
 
     return advance
-
-
-def _entropy(inside: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Entropy of (C, H, W) foreground probabilities and the background left, 0 … 1."""
-    p = np.concatenate([1 - inside.sum(axis=0, keepdims=True), inside]).clip(1e-7, 1)
-    return np.asarray(-(p * np.log(p)).sum(axis=0) / np.log(len(p)), np.float32).clip(0, 1)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise, product, takewhile
 
-__all__ = ["Box", "Tile", "first_batch", "hull", "plan", "plan_fixed", "seen_from", "surround"]
+__all__ = [
+    "Box",
+    "Tile",
+    "first_batch",
+    "hull",
+    "plan",
+    "plan_fixed",
+    "seen_from",
+    "surround",
+    "within",
+]
 
 Box = tuple[slice, ...]
 """A part of a grid, a slice an axis."""
@@ -52,6 +62,12 @@ def surround(box: Box, halo: int, size: tuple[int, ...]) -> Box:
     return tuple(
         slice(max(b.start - halo, 0), min(b.stop + halo, n)) for b, n in zip(box, size, strict=True)
     )
+
+
+def within(box: Box, other: Box) -> Box:
+    """What two boxes share; slices without a pixel where they do not touch."""
+    both = ((max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, other, strict=True))
+    return tuple(slice(start, max(start, stop)) for start, stop in both)
 
 
 def plan(size: tuple[int, ...], tile: int, halo: int, part: Box | None = None) -> list[Tile]:

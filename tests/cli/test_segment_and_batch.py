@@ -42,7 +42,7 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 
 def contents(out: Path) -> dict[str, bytes]:
     """Every file but those that record times."""
-    skipped = ("run.json", "summary.csv")
+    skipped = ("run.json", "summary.csv", "report.html")
     return {
         p.relative_to(out).as_posix(): p.read_bytes()
         for p in out.rglob("*")
@@ -96,6 +96,40 @@ def test_batch_does_the_good_and_names_the_broken(
     assert "Traceback" not in ended.err
     assert found["more/b.tif"]["mpp"] == "0.5"
     assert "7 segmented, 5 failed" in ended.out
+
+
+def test_slides_take_regions_and_no_tissue_mask(
+    cdal: Callable, tmp_path: Path, tiny_model: Path
+) -> None:
+    """By the command line, from paths with spaces and letters of many languages."""
+    slide = tmp_path / "a b é 切.tif"
+    pixels = np.tile(TILE, (3, 3, 1))
+    with tifffile.TiffWriter(slide) as tiff:
+        for i, step in enumerate((1, 4)):
+            tag = {"resolution": (40000, 40000), "resolutionunit": 3, "subfiletype": i}
+            tiff.write(pixels[::step, ::step], tile=(64, 64), photometric="rgb", **tag)
+    regions = tmp_path / "régions.geojson"
+    corners = [[0, 0], [90, 0], [90, 90], [0, 90], [0, 0]]
+    regions.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    arguments = ("segment", slide, "--model", tiny_model, "--samples", 2, "--no-tissue-mask")
+    assert cdal(*arguments).code == 0
+    folder = Path("cdal-out") / slide.name
+    every = json.loads((folder / "run.json").read_text())
+    assert not (folder / "tissue.png").exists()
+    ended = cdal(*arguments, "--regions", regions)
+    assert "1 segmented" in ended.out, ended
+    inside = json.loads((folder / "run.json").read_text())
+    assert 0 < inside["counts"]["objects"] < every["counts"]["objects"]
+    assert inside["counts"]["area_mm2"] == pytest.approx(90 * 90 * 0.25**2 / 1e6)
+    assert "1 finished before" in cdal(*arguments, "--regions", regions).out
+    again = cdal(*arguments[:-1], "--regions", regions, "--restart")
+    assert again.code == 0
+    assert (folder / "tissue.png").exists()
+    assert not (folder / ".cdal-blocks").exists()
+    regions.write_text("{")
+    broken = cdal(*arguments, "--regions", regions)
+    assert broken.code == 2
+    assert "régions.geojson: is no GeoJSON" in broken.err
 
 
 def test_running_again_does_only_what_is_not_done(

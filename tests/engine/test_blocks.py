@@ -122,3 +122,22 @@ def test_no_blocks_no_objects() -> None:
     assert assemble([], (5, 7)).shape == (5, 7)
     empty = np.zeros((1, 9, 9), np.float32)
     assert by_blocks(empty, 4, 2, config_of("binary")).max() == 0
+
+
+def test_nothing_is_read_beyond_the_limit() -> None:
+    """A piece longer than what there is to read is cut there, and found by one block only."""
+    p = np.zeros((3, 64, 600), np.float32)
+    p[0] = 1
+    p[:, 30:34, 10:590] = [[[0.0]], [[1.0]], [[0.0]]]
+    config, seen = config_of("nuclei"), []
+
+    def read(box: Box) -> np.ndarray:
+        seen.append(box)
+        return p[:, *box]
+
+    limit = (slice(0, 64), slice(0, 256))
+    first = decode_block(read, (64, 600), (slice(0, 64), slice(0, 128)), config, 0.25, 64, limit)
+    assert max(box[1].stop for box in seen) == 256
+    assert len(first.markers) == 1
+    assert (first.labels > 0).sum() == 4 * (256 - 10)
+    assert not first.others.any()

@@ -24,7 +24,7 @@ from cdal_engine.io.slides import _bounds
 from cdal_engine.io.source import Source
 from cdal_engine.model import Model
 from cdal_engine.samples import he_path
-from cdal_engine.segmenter import Segmentation, Segmenter
+from cdal_engine.segmenter import Segmenter
 
 
 def test_what_levels_say_of_themselves(opened: Callable[[str], Source]) -> None:
@@ -88,12 +88,17 @@ def segmenter(tiny_model: Path) -> Segmenter:
     return Segmenter(Model.load(tiny_model), "cpu")
 
 
-def run_on(path: Path, segmenter: Segmenter) -> tuple[Segmentation, dict, dict]:
-    """The result, run.json and table of a slide."""
+def run_on(path: Path, segmenter: Segmenter) -> tuple[NDArray, NDArray, dict, dict]:
+    """Labels, probability, run.json and table of a slide."""
     folder = path.parent / f"{path.name} results"
-    parameters = Parameters(samples=1, steps=0, save=("labels", "table", "overview"))
-    result, record = run_one(Input(path, folder), segmenter, parameters)
-    return result, record, pq.read_table(folder / "objects.parquet").to_pydict()
+    save = ("labels", "probability", "table", "overview")
+    parameters = Parameters(samples=1, steps=0, save=save, tissue=False)
+    _, record = run_one(Input(path, folder), segmenter, parameters)
+    labels, maps = (
+        zarr.open_array(folder / name / "s0", mode="r")[:]
+        for name in ("labels.ome.zarr", "maps.ome.zarr")
+    )
+    return labels, maps, record, pq.read_table(folder / "objects.parquet").to_pydict()
 
 
 def transformation(folder: Path) -> list:
@@ -112,20 +117,17 @@ def test_a_coarser_level_gives_the_same_grid_and_places(tmp_path: Path, scan: ND
         with tifffile.TiffWriter(tmp_path / name) as tiff:
             for i, level in enumerate(levels):
                 tiff.write(level, tile=(128, 128), subfiletype=min(i, 1), **tag)
-    (both, by_level, found), (alone, by_first, expected) = (
+    (labels, both, by_level, found), (_, alone, by_first, expected) = (
         run_on(tmp_path / name, segmenter) for name in ("both.tif", "fine.tif")
     )
     assert [r["input"]["level"] for r in (by_level, by_first)] == [1, 0]
     assert by_level["input"]["downsample"] == 2
-    assert (both.pixel, both.mpp) == (alone.pixel, alone.mpp) == (2.0, 0.25)
-    assert both.labels.shape == alone.labels.shape == (301, 431)
+    assert labels.shape == both.shape[1:] == alone.shape[1:] == (301, 431)
     places = [transformation(tmp_path / f"{name} results") for name in ("both.tif", "fine.tif")]
     assert places[0] == places[1] == [[0.25, 0.25], [0.0625, 0.0625]]
     # Level 1 holds the pixels that averaging pairs of level 0 gives, but for the filter's tails.
-    moved = np.roll(both.probability, 1, axis=2)
-    difference, by_a_pixel = (
-        np.abs(p - alone.probability).mean() for p in (both.probability, moved)
-    )
+    moved = np.roll(both, 1, axis=2)
+    difference, by_a_pixel = (np.abs(p - alone).mean() for p in (both, moved))
     assert difference < by_a_pixel / 3
     assert np.max(found["x1"]) <= 861
     assert np.max(found["y1"]) <= 601
@@ -141,26 +143,25 @@ def test_reading_the_first_level_changes_nothing(
     part = scan[1000:1400, 700:1000]
     tiff_pyramid(tmp_path / "a.tif", part, [(400, 300), (100, 75)], mpp=0.25)
     source = open_source(tmp_path / "a.tif")
-    result, record, _ = run_on(source.path, segmenter)
+    labels, maps, record, _ = run_on(source.path, segmenter)
     expected = segmenter.segment(source.read(), mpp=source.mpp, samples=1, steps=0)
     assert record["input"]["level"] == 0
-    assert np.array_equal(result.probability, expected.probability)
-    assert np.array_equal(result.labels, expected.labels)
+    assert np.array_equal(maps, expected.probability)
+    assert np.array_equal(labels, expected.labels)
 
 
-def test_a_slide_too_large_is_refused_only_where_the_level_read_is(
+def test_only_what_no_scanner_makes_is_too_large_a_slide(
     tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(he_path())
-    levels = levels_of([(40_000, 40_000), (20_000, 20_000), (10_000, 10_000)], 0.125)
-    slide = replace(source, kind="slide", levels=levels, mpp=0.125, mpp_source="test")
-    monkeypatch.setattr(run, "open_source", lambda path: slide)
-    for mpp, fits in ((None, True), (0.0626, True), (0.4, False)):
+    for edge, fits in ((300_000, True), (1_000_000, False)):
+        slide = replace(source, kind="slide", levels=levels_of([(edge, edge)], 0.25), mpp=0.25)
+        monkeypatch.setattr(run, "open_source", lambda path, slide=slide: slide)
         if fits:
-            check_source(tmp_path, segmenter, Parameters(mpp=mpp))
+            check_source(tmp_path, segmenter, Parameters())
         else:
-            with pytest.raises(CdalError, match="1600 megapixels"):
-                check_source(tmp_path, segmenter, Parameters(mpp=mpp))
+            with pytest.raises(CdalError, match="1000 gigapixels"):
+                check_source(tmp_path, segmenter, Parameters())
 
 
 def test_a_slide_without_resolution_fails_with_its_magnification_as_a_hint(

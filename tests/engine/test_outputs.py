@@ -13,15 +13,13 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from ome_zarr_models.v05 import Image as OmeImage
 from PIL import Image
-from skimage.draw import polygon2mask
 
+from cdal_engine.counts import SampleCounts, counted
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
-from cdal_engine.io.geojson import outline
-from cdal_engine.io.ome_zarr import write_labels, write_maps
+from cdal_engine.io.ome_zarr import labels_pyramid, maps_pyramid
 from cdal_engine.io.records import (
     FAILED,
     RUN,
@@ -46,21 +44,6 @@ def shoelace(ring: list[list[float]]) -> float:
     return abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
 
 
-@settings(max_examples=200)
-@given(npst.arrays(bool, npst.array_shapes(min_dims=2, max_dims=2, max_side=12)))
-def test_outlines_follow_the_pixels_exactly(mask: np.ndarray) -> None:
-    polygons = outline(mask)
-    area = sum(shoelace(rings[0]) - sum(map(shoelace, rings[1:])) for rings in polygons)
-    assert area == mask.sum()
-    drawn = np.zeros(mask.shape, bool)
-    for rings in polygons:
-        for ring in rings:
-            assert ring[0] == ring[-1]
-            # Pixel centres at +0.5: a centre is inside exactly if its pixel is.
-            drawn ^= polygon2mask(mask.shape, np.array(ring)[:, ::-1] - 0.5)
-    assert np.array_equal(drawn, mask)
-
-
 @pytest.fixture(scope="module")
 def result(tiny_model: Path) -> Segmentation:
     segmenter = Segmenter(Model.load(tiny_model), "cpu")
@@ -80,7 +63,7 @@ def record(**more: object) -> dict:
         "model": {"name": "tiny"},
         "mpp": 0.25,
         "mpp_source": "test",
-        "counts": {"objects": 3, "area_mm2": 0.5},
+        "counts": counted(3, 800, SampleCounts(np.array([2, 4]), np.array([700, 900])), 0.25, 0.5),
         "seconds": {"read": 1.0, "model": 2.0},
     } | more
 
@@ -137,48 +120,29 @@ def test_table_and_outlines_tell_the_same(
     assert len({feature["id"] for feature in features}) == len(features)
 
 
-def test_a_slides_table_is_in_its_own_pixels(tiny_model: Path, tmp_path: Path) -> None:
-    """The grid is the model's, half as wide; coordinates and areas are the slide's."""
-    segmenter = Segmenter(Model.load(tiny_model), "cpu")
-    on_image, on_grid = (
-        segmenter.segment(IMAGE, mpp=0.5, samples=1, on_model_grid=grid) for grid in (False, True)
-    )
-    assert on_grid.labels.shape == (140, 180)
-    assert (on_grid.mpp, on_grid.pixel) == (0.25, 0.5)
-    assert (on_image.mpp, on_image.pixel) == (0.5, 1.0)
-    Image.fromarray(IMAGE).save(tmp_path / "in.png")
-    source = replace(open_source(tmp_path / "in.png"), kind="slide", mpp=0.5)
-    with ResultsFolder(tmp_path / "out") as results:
-        results.write(source, IMAGE, on_grid, 0.5, ("labels", "probability", "table", "geojson"))
-        results.publish(record())
-    table = pq.read_table(tmp_path / "out" / "objects.parquet").to_pydict()
-    assert max(table["x1"]) <= 90
-    assert max(table["y1"]) <= 70
-    assert sum(table["area_um2"]) == pytest.approx((on_grid.labels > 0).sum() * 0.25**2)
-    features = json.loads((tmp_path / "out" / "objects.geojson").read_text())["features"]
-    first = features[0]["geometry"]["coordinates"][0]
-    assert np.array(first).min(0).tolist() == [table["x0"][0], table["y0"][0]]
-    group = zarr.open_group(tmp_path / "out" / "labels.ome.zarr", mode="r")
-    assert np.array_equal(group["s0"][:], on_grid.labels)
-    scale, translation = _transformations(group)[0]
-    assert scale == [0.25, 0.25]
-    assert translation == pytest.approx([-0.125, -0.125])  # of its centre from the slide's
-
-
 def _transformations(group: zarr.Group) -> list[list[list[float]]]:
     datasets = group.attrs["ome"]["multiscales"][0]["datasets"]
     return [[t[t["type"]] for t in dataset["coordinateTransformations"]] for dataset in datasets]
 
 
-@given(st.integers(1, 3000), st.integers(1, 40))
+@given(st.integers(1, 3000), st.integers(1, 40), st.integers(1, 2999))
 @settings(max_examples=10)
 def test_pyramids_keep_ids_and_place(
-    tmp_path_factory: pytest.TempPathFactory, height: int, width: int
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, middle: int
 ) -> None:
+    middle = min(middle, height)
     folder = tmp_path_factory.mktemp("pyramid")
     labels = np.arange(height * width, dtype=np.uint32).reshape(height, width) + 2**31
-    write_labels(folder / "labels", labels, 0.25, 0.0)
-    write_maps(folder / "maps", {"y": np.mgrid[:height, :width][0].astype(np.float32)}, 0.25, 0.0)
+    rows = np.mgrid[:height, :width][0].astype(np.float32)
+    pyramids = (
+        (labels_pyramid(folder / "labels", labels.shape), labels),
+        (maps_pyramid(folder / "maps", ["y"], labels.shape), rows[None]),
+    )
+    for pyramid, pixels in pyramids:
+        for start in (middle, 0):  # in parts, in any order
+            part = slice(start, height if start == middle else middle), slice(0, width)
+            pyramid.write(part, pixels[..., *part])
+        pyramid.finish(0.25, 0.0)
     for name in ("labels", "maps"):
         group = zarr.open_group(folder / name, mode="r")
         OmeImage.from_zarr(group)
@@ -245,12 +209,19 @@ def test_failures_stand_in_the_summary_until_they_are_mended(
     write_summary(tmp_path)
     (row,) = summary(tmp_path)
     assert (row["results"], row["status"]) == ("out", "failed")
-    assert row["error"] == "bad, really (mend it)"
+    assert (row["error"], row["remedy"]) == ("bad, really", "mend it")
     publish(tmp_path / "out", source, result, ("table",))
     assert not (tmp_path / "out" / FAILED).exists()
     write_summary(tmp_path)
     (row,) = summary(tmp_path)
     assert (row["status"], row["objects"], row["objects_per_mm2"]) == ("done", "3", "6")
+    assert (row["objects_least"], row["objects_most"]) == ("2", "4")
+    assert (row["objects_per_mm2_least"], row["objects_per_mm2_most"]) == ("4", "8")
+    assert (row["area_um2"], row["area_um2_least"], row["area_um2_most"]) == (
+        "50",
+        "43.75",
+        "56.25",
+    )
 
 
 def test_one_sample_has_no_agreement(tmp_path: Path, source: Source, tiny_model: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from skimage.color import rgb2hed
 from skimage.draw import disk
 from skimage.measure import label as connected
 from skimage.measure import regionprops
@@ -102,6 +103,39 @@ def test_measurements_agree_with_scikit_image(labels: np.ndarray) -> None:
         )
         assert tuple(table[k][i] for k in ("y0", "x0", "y1", "x1")) == region.bbox
         assert table["score"][i] == pytest.approx(region.intensity_mean, rel=1e-4)
+        for name in ("major_axis", "minor_axis"):
+            axis = getattr(region, f"axis_{name.removesuffix('_axis')}_length")
+            assert table[name][i] == pytest.approx(axis, rel=1e-4, abs=1e-3)
+        if region.axis_minor_length > 0:
+            assert table["eccentricity"][i] == pytest.approx(region.eccentricity, abs=1e-3)
+
+
+def test_ids_may_start_high_and_places_be_far_out() -> None:
+    labels = np.zeros((40, 5000), np.uint32)
+    labels[3:20, 4900:4930] = 1
+    labels[30, 7] = 3
+    probability = np.ones(labels.shape, np.float32)
+    low = instances.measure(labels, probability)
+    far = instances.measure(labels + np.uint32(2**32 - 9) * (labels > 0), probability)
+    for name, column in low.items():
+        assert np.array_equal(far[name], column + np.uint32(2**32 - 9) * (name == "label"))
+    small = instances.measure(labels[:, 4890:], probability[:, 4890:])
+    assert small["major_axis"][0] == low["major_axis"][0]
+    assert small["eccentricity"][0] == low["eccentricity"][0]
+
+
+@given(arrays(np.uint8, (6, 7, 3), elements=st.integers(1, 255)))
+def test_colours_and_haematoxylin_agree_with_scikit_image(image: np.ndarray) -> None:
+    labels = (np.arange(42).reshape(6, 7) // 9).astype(np.uint32)
+    table = instances.measure(labels, np.ones(labels.shape, np.float32), image)
+    # scikit-image's densities are in units of ln(10^6), and its stains of nearly unit length
+    haematoxylin = rgb2hed(image)[..., 0] * 6
+    for i, label in enumerate(table["label"]):
+        colour = image[labels == label].mean(axis=0)
+        found = [table[name][i] for name in ("red", "green", "blue")]
+        assert found == pytest.approx(colour.tolist(), rel=1e-4)
+        expected = haematoxylin[labels == label].mean()
+        assert table["haematoxylin"][i] == pytest.approx(expected, rel=0.02, abs=0.01)
 
 
 @given(arrays(np.uint32, (15, 15), elements=st.integers(0, 5)), st.integers(0, 30))
@@ -131,8 +165,8 @@ def test_agreement_is_the_fraction_of_samples_holding_the_object() -> None:
     masks = np.stack([(labels > 0) & (rng.random(13)[labels] < 0.6) for _ in range(5)])
     masks |= rng.random(masks.shape) < 0.05
     table = instances.measure(labels, (labels > 0).astype(np.float32))
-    found = instances.agreement(labels, table, masks)
+    found = instances.agreement(instances.contained(labels, table, masks))
     expected = [agreement_by_hand(labels, masks, int(i)) for i in table["label"]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert 0 < found.mean() < 1
-    assert np.isnan(instances.agreement(labels, table, masks[:1])).all()
+    assert np.isnan(instances.agreement(instances.contained(labels, table, masks[:1]))).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,27 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..counts import counted
 from ..errors import CdalError
 from ..io.discovery import files_of
 from ..io.records import read_run
+from ..io.regions import Regions
 from ..io.source import Source
 from ..segmenter import Segmentation, Segmenter
 
 __all__ = [
     "MAPS",
+    "Earlier",
     "Input",
     "Parameters",
     "Resolution",
+    "earlier_run",
+    "identity",
     "identity_of",
     "is_finished",
     "record_of",
+    "result_counts",
     "same",
-    "what_to_save",
 ]
 
 _PACKAGES = (
@@ -56,6 +61,8 @@ class Parameters:
     mpp: float | None = None  # overrides what the input says
     tile_mode: str = "overlap"
     save: tuple[str, ...] = ("labels", "table", "geojson", "overview")
+    tissue: bool = True  # of slides: only where there is tissue, and only inside the regions
+    regions: Regions | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,18 @@ def identity_of(path: Path) -> Record:
 
 def _answer(parameters: Parameters) -> Record:
     """What decides the answer itself, whatever of it is saved."""
-    return {key: value for key, value in asdict(parameters).items() if key != "save"}
+    answer = {f.name: getattr(parameters, f.name) for f in fields(parameters) if f.name != "save"}
+    return answer | {"regions": parameters.regions and parameters.regions.digest}
+
+
+def identity(item: Input, segmenter: Segmenter, parameters: Parameters) -> Record:
+    """All that decides the bits of a slide's blocks."""
+    return {
+        "input": {key: value for key, value in identity_of(item.path).items() if key != "path"},
+        "model": segmenter.model.digest,
+        "parameters": _answer(parameters) | {"maps": sorted(MAPS & set(parameters.save))},
+        **_circumstances(segmenter),
+    }
 
 
 def same(item: Input, segmenter: Segmenter, parameters: Parameters) -> Record | None:
@@ -133,25 +151,41 @@ def is_finished(item: Input, segmenter: Segmenter, parameters: Parameters) -> bo
     )
 
 
-def what_to_save(
-    before: Record | None, item: Input, segmenter: Segmenter, parameters: Parameters
-) -> tuple[set[str], bool]:
-    """What to write so that the folder holds one answer, and whether the rest of it stays.
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run of the same answer left, and what becomes of it.
 
-    `before` is of `same`. Its files stay if nothing that decides their bits changed and none is
-    missing; the maps lie in one file, so that all of them are written if one is.
+    Attributes
+    ----------
+    saved : frozenset of str
+        What it saved that stays.
+    stays : bool
+        Whether files that are not written anew stay.
     """
-    asked = set(parameters.save)
+
+    saved: frozenset[str] = frozenset()
+    stays: bool = False
+
+
+def earlier_run(
+    item: Input, segmenter: Segmenter, parameters: Parameters
+) -> tuple[Earlier, set[str]]:
+    """What stays of an earlier run, and what to write so that the folder holds one answer.
+
+    Its files stay if nothing that decides their bits changed and none is missing; the maps lie in
+    one file, so that all of them are written if one is.
+    """
+    before, asked = same(item, segmenter, parameters), set(parameters.save)
     if before is None:
-        return asked, False
+        return Earlier(), asked
     had = set(before["parameters"].get("save", ()))
     now = _circumstances(segmenter)
     stays = all(before.get(key) == value for key, value in now.items()) and all(
         (item.folder / name).exists() for name in before.get("files", ())
     )
     if not stays:
-        return asked | had, False
-    return asked | (had & MAPS if asked & MAPS else set()), True
+        return Earlier(), asked | had
+    return Earlier(frozenset(had), True), asked | (had & MAPS if asked & MAPS else set())
 
 
 def _circumstances(segmenter: Segmenter) -> Record:
@@ -171,26 +205,21 @@ def record_of(
     resolution: Resolution,
     segmenter: Segmenter,
     parameters: Parameters,
-    result: Segmentation,
-    before: Record | None,
+    counts: Record,
+    earlier: Earlier,
 ) -> Record:
-    """What run.json says, the seconds left out; `before` is of `same`."""
-    model, (height, width) = segmenter.model, source.shape[:2]
-    mpp = resolution.mpp
-    saved = set(parameters.save) | set(before["parameters"].get("save", ()) if before else ())
+    """What run.json says, the seconds left out."""
+    model = segmenter.model
     facts = {"reader": source.reader, "kind": source.kind, "shape": list(source.shape)}
+    level = {"level": resolution.level, "downsample": source.levels[resolution.level].step}
     return {
         **_circumstances(segmenter),
-        "input": identity_of(item.path) | facts,
+        "input": identity_of(item.path) | facts | level,
         "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
-        "parameters": _answer(parameters) | {"save": sorted(saved)},
-        "mpp": mpp,
+        "parameters": _answer(parameters) | {"save": sorted({*parameters.save, *earlier.saved})},
+        "mpp": resolution.mpp,
         "mpp_source": resolution.source,
-        "counts": {
-            "objects": None if source.kind == "volume" else len(result.objects["label"]),
-            "area_mm2": None if mpp is None else height * width * (mpp / 1000) ** 2,
-        }
-        | _volumes(source, result),
+        "counts": counts,
         "peak_memory_mb": _peak_memory_mb(),
         "versions": {
             "napari-cdal": __version__,
@@ -200,13 +229,18 @@ def record_of(
     }
 
 
-def _volumes(source: Source, result: Segmentation) -> Record:
-    """Cubic millimetres of each class, of a volume."""
+def result_counts(source: Source, resolution: Resolution, result: Segmentation) -> Record:
+    """Counts and areas of an image; of a volume, cubic millimetres of each class."""
+    (height, width), mpp = source.shape[:2], resolution.mpp
     if source.affine is None:
-        return {}
+        area = None if mpp is None else height * width * (mpp / 1000) ** 2
+        foreground = int((result.labels > 0).sum())
+        agreement = result.objects["agreement"]
+        return counted(len(agreement), foreground, result.counts, mpp, area, agreement)
     voxel = abs(float(np.linalg.det(source.affine[:3, :3])))
     sizes = zip(result.objects["class"], result.objects["area"], strict=True)
-    return {"volume_mm3": {str(name): float(count) * voxel for name, count in sizes}}
+    volumes = {str(name): float(count) * voxel for name, count in sizes}
+    return counted(None, 0, None, None, None) | {"volume_mm3": volumes}
 
 
 def _peak_memory_mb() -> float | None:

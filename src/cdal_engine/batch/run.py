@@ -28,11 +28,13 @@ from .provenance import (
     Parameters,
     Record,
     Resolution,
+    earlier_run,
     is_finished,
     record_of,
-    same,
-    what_to_save,
+    result_counts,
 )
+from .scratch import forget_blocks
+from .slide import check_extent, segment_slide
 
 __all__ = [
     "Input",
@@ -133,8 +135,11 @@ def _attempt(
         if not restart:
             if is_finished(item, segmenter, parameters):
                 forget_failure(item.folder)
+                forget_blocks(item.folder)
                 return Outcome(item, already=True)
             _refuse_anothers(item)
+        else:
+            forget_blocks(item.folder)
         return Outcome(item, run=_segment(item, segmenter, parameters, progress)[1])
     except Cancelled:
         raise
@@ -170,8 +175,10 @@ def _refuse_anothers(item: Input) -> None:
 
 def run_one(
     item: Input, segmenter: Segmenter, parameters: Parameters, progress: Progress | None = None
-) -> tuple[Segmentation, Record]:
+) -> tuple[Segmentation | None, Record]:
     """Segment one input, write its results and return them with what run.json records.
+
+    The results of a slide are in its folder only: they may not fit in memory.
 
     Raises
     ------
@@ -193,7 +200,7 @@ def check_source(
     ------
     CdalError
         If it cannot be opened, is of another kind than the model's, lacks its resolution, or is
-        too large at the level to read.
+        too large.
     """
     source = open_source(path)
     if source.kind == "volume":
@@ -217,7 +224,10 @@ def check_source(
     # Level 0 unless a coarser one shows all that the model sees; both lie on the same corner, so
     # that only the size of the result's pixels tells which was read.
     level = best_level(source.levels, resolution.mpp, own)
-    check_size(source.levels[level].shape, path)
+    if source.kind == "slide":
+        check_extent(source)
+    else:
+        check_size(source.levels[level].shape, path)
     return source, replace(resolution, level=level)
 
 
@@ -237,31 +247,28 @@ def _check_volume(
 
 def _segment(
     item: Input, segmenter: Segmenter, parameters: Parameters, progress: Progress | None
-) -> tuple[Segmentation, Record]:
+) -> tuple[Segmentation | None, Record]:
     start = time.perf_counter()
     source, resolution = check_source(item.path, segmenter, parameters)
-    level = resolution.level
-    step = source.levels[level].step
-    before = same(item, segmenter, parameters)
-    save, stays = what_to_save(before, item, segmenter, parameters)
+    earlier, save = earlier_run(item, segmenter, parameters)
     parameters = replace(parameters, save=tuple(sorted(save)))
+    if source.kind == "slide":
+        what = (item, source, resolution, segmenter, parameters, earlier)
+        return None, segment_slide(*what, progress=progress)
     with ResultsFolder(item.folder) as folder:
-        image = source.read(level)
+        image = source.read()
         read = time.perf_counter()
-        mpp = None if resolution.mpp is None else resolution.mpp * step
-        result = _answer(source, image, mpp, segmenter, parameters, progress)
-        result = replace(result, pixel=result.pixel * step)
+        result = _answer(source, image, resolution.mpp, segmenter, parameters, progress)
         segmented = time.perf_counter()
-        folder.write(source, image, result, resolution.mpp, parameters.save, step)
-        earlier = before if stays else None
-        record = record_of(item, source, resolution, segmenter, parameters, result, earlier)
-        record["input"] |= {"level": level, "downsample": step}
+        folder.write(source, image, result, resolution.mpp, parameters.save)
+        counts = result_counts(source, resolution, result)
+        record = record_of(item, source, resolution, segmenter, parameters, counts, earlier)
         record["seconds"] = {
             "read": read - start,
             "model": segmented - read,
             "write": time.perf_counter() - segmented,
         }
-        return result, folder.publish(record, keep=stays)
+        return result, folder.publish(record, keep=earlier.stays)
 
 
 def _answer(
@@ -292,7 +299,6 @@ def _answer(
         tile_mode=parameters.tile_mode,
         keep_samples="samples" in parameters.save,
         attention="attention" in parameters.save,
-        on_model_grid=source.kind == "slide",
         progress=progress,
     )
 

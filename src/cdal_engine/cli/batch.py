@@ -26,6 +26,8 @@ def batch(
     tile_mode: options.TileMode = "overlap",
     mpp: options.Mpp = None,
     save: options.Save = options.DEFAULT_SAVE,
+    tissue: options.Tissue = True,
+    regions: options.RegionsFile = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Only files matching this pattern; repeatable.")
     ] = None,
@@ -41,7 +43,8 @@ def batch(
     from ..batch.run import Parameters, input_folders
     from ..io.discovery import find_sources
 
-    parameters = Parameters(samples, steps, seed, mpp, tile_mode, options.parse_save(save))
+    asked, only = options.parse_save(save), options.read_regions(regions)
+    parameters = Parameters(samples, steps, seed, mpp, tile_mode, asked, tissue, only)
     skipped: list[CdalError] = []
     paths = find_sources(folder, include or (), exclude or (), skipped.append)
     for error in skipped:

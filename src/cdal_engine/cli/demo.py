@@ -26,6 +26,7 @@ def demo(
     with bars(1) as shown:
         shown.start(item.path.name)
         result, _ = run_one(item, segmenter, Parameters(save=save), shown.passes)
+    assert result is not None  # only a slide's is not returned
     area = result.labels.size * (HE_MPP / 1000) ** 2  # mm²
     count = len(result.objects["label"])
     sure = float((result.objects["agreement"] == 1).mean()) if count else 0.0

@@ -1,11 +1,14 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import CdalError
+
+if TYPE_CHECKING:
+    from ..io.regions import Regions
 
 SAVE_CHOICES = (
     "labels",
@@ -51,12 +54,33 @@ Mpp = Annotated[
 Save = Annotated[
     str, typer.Option(help=f"What to write, separated by commas: {', '.join(SAVE_CHOICES)}.")
 ]
+Tissue = Annotated[
+    bool,
+    typer.Option(
+        "--tissue-mask/--no-tissue-mask",
+        help="Of slides: look for tissue first, and only there for objects.",
+    ),
+]
+RegionsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--regions",
+        help="Of slides: GeoJSON of polygons, as QuPath exports annotations; only inside them.",
+    ),
+]
 Restart = Annotated[
     bool, typer.Option("--restart", help="Do finished inputs again; default is to resume.")
 ]
 Out = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 
 DEFAULT_SAVE = "labels,table,geojson,overview"
+
+
+def read_regions(path: Path | None) -> "Regions | None":
+    """Read `--regions`; raises `CdalError` if that cannot be."""
+    from ..io.regions import read_regions
+
+    return None if path is None else read_regions(path)
 
 
 def parse_save(text: str) -> tuple[str, ...]:

@@ -23,11 +23,14 @@ def segment(
     tile_mode: options.TileMode = "overlap",
     mpp: options.Mpp = None,
     save: options.Save = options.DEFAULT_SAVE,
+    tissue: options.Tissue = True,
+    regions: options.RegionsFile = None,
     restart: options.Restart = False,
 ) -> None:
     """Segment images, slides and volumes given by name."""
     from ..batch.run import Parameters, input_folders
 
-    parameters = Parameters(samples, steps, seed, mpp, tile_mode, options.parse_save(save))
+    asked, only = options.parse_save(save), options.read_regions(regions)
+    parameters = Parameters(samples, steps, seed, mpp, tile_mode, asked, tissue, only)
     work = Work(input_folders(images, output), output, model, device, tile, parameters, restart)
     raise typer.Exit(carry_out(work))

@@ -64,16 +64,18 @@ def carry_out(work: Work) -> int:
     done = f"{counts['done']} segmented"
     already = f", {counts['already']} finished before" if counts["already"] else ""
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    print(printable(f"{done}{already}{failed}; results in {work.out}, overview in summary.csv"))
+    print(printable(f"{done}{already}{failed}; results in {work.out}, overview in report.html"))
     return 1 if counts["failed"] or not summarised else 0
 
 
 def _summarise(work: Work) -> bool:
-    """Write summary.csv; whether that went well."""
+    """Write summary.csv and report.html; whether that went well."""
     from ..io.records import write_summary
+    from ..io.report import write_report
 
     try:
         write_summary(work.out)
+        write_report(work.out)
     except CdalError as error:
         console.print(f"failed: {error}", markup=False, soft_wrap=True)
         return False

@@ -2,99 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from ome_zarr.writer import write_multiscale
+from ome_zarr.writer import write_multiscales_metadata
 
-__all__ = ["write_labels", "write_maps"]
+from ..tiling import Box
+
+__all__ = ["Pyramid", "labels_pyramid", "maps_pyramid"]
 
 _CHUNK = 1024
 _SMALLEST = 512  # pixels; the pyramid ends at the first level this small
 _LIMITS = {"attention": 2.0}
+Shrink = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def write_labels(
-    path: Path, labels: NDArray[np.integer], spacing: float | None, offset: float
-) -> None:
-    """Write (H, W) labels as an OME-Zarr image of labels; each level takes every 2nd pixel.
+class Pyramid:
+    """An OME-Zarr image, its first level written part by part; the others follow at the end.
 
-    Parameters
+    Made by `labels_pyramid` and `maps_pyramid`.
+
+    Attributes
     ----------
-    path : Path
-        Must not exist.
-    labels : ndarray
-    spacing : float or None
-        Micrometres per pixel.
-    offset : float
-        Of the first pixel's centre from that of the image's, in micrometres along y and x.
+    levels : list of zarr.Array
+        From the finest on, each half the one before.
     """
-    pyramid: list[NDArray[Any]] = [labels]
-    while max(pyramid[-1].shape) > _SMALLEST:
-        pyramid.append(pyramid[-1][::2, ::2])
-    more = {"image-label": {"version": "0.5"}}
-    _write(path, pyramid, "yx", spacing, [offset] * len(pyramid), more)
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: type,
+        halved: Shrink,
+        attributes: dict[str, Any],
+    ) -> None:
+        self._group = zarr.open_group(path, mode="w-", zarr_format=3)
+        self._name = path.name.split(".")[0]
+        self._halved, self._attributes = halved, attributes
+        self._axes = "cyx"[-len(shape) :]
+        self.levels: list[Any] = []
+        while not self.levels or max(self.levels[-1].shape[-2:]) > _SMALLEST:
+            level = self._group.create_array(
+                f"s{len(self.levels)}",
+                shape=shape,
+                chunks=(1,) * (len(shape) - 2) + tuple(min(n, _CHUNK) for n in shape[-2:]),
+                dtype=dtype,
+                dimension_names=tuple(self._axes),
+            )
+            self.levels.append(level)
+            shape = (*shape[:-2], *(-(-n // 2) for n in shape[-2:]))
+
+    def write(self, box: Box, pixels: NDArray[Any]) -> None:
+        """Write rows and columns of the first level; what is never written is 0."""
+        self.levels[0][(..., *box)] = pixels
+
+    def finish(self, spacing: float | None, offset: float) -> None:
+        """Make the other levels, and describe all.
+
+        Parameters
+        ----------
+        spacing : float or None
+            Micrometres per pixel.
+        offset : float
+            Of the first pixel's centre from that of the image's, in micrometres along y and x.
+        """
+        for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
+            height, width = coarse.shape[-2:]
+            for y in range(0, height, _CHUNK):
+                for x in range(0, width, _CHUNK):
+                    part = fine[..., 2 * y : 2 * (y + _CHUNK), 2 * x : 2 * (x + _CHUNK)]
+                    coarse[..., y : y + _CHUNK, x : x + _CHUNK] = self._halved(part)
+        datasets, step = [], spacing or 1.0
+        for level in self.levels:
+            scale = [1.0 if axis == "c" else step for axis in self._axes]
+            moved = [0.0 if axis == "c" else offset for axis in self._axes]
+            placed = [{"type": "scale", "scale": scale}]
+            placed += [{"type": "translation", "translation": moved}]
+            datasets.append({"path": level.basename, "coordinateTransformations": placed})
+            # An averaged pixel's centre lies half a finer pixel further.
+            offset, step = offset + (step / 2 if self._halved is _averaged else 0), 2 * step
+        space = {"type": "space"} | ({} if spacing is None else {"unit": "micrometer"})
+        axes = [
+            {"name": axis, **({"type": "channel"} if axis == "c" else space)} for axis in self._axes
+        ]
+        write_multiscales_metadata(self._group, datasets, axes=axes, name=self._name)
+        written: Any = self._group.attrs["ome"]
+        self._group.attrs["ome"] = {**written, **self._attributes}
 
 
-def write_maps(
-    path: Path, maps: dict[str, NDArray[np.floating]], spacing: float | None, offset: float
-) -> None:
-    """Write (H, W) float maps as the channels of an OME-Zarr image; see `write_labels`."""
-    pyramid: list[NDArray[Any]] = [
-        np.stack([m.astype(np.float32, copy=False) for m in maps.values()])
-    ]
-    offsets = [offset]
-    while max(pyramid[-1].shape[1:]) > _SMALLEST:
-        # An averaged pixel's centre lies half a finer pixel further.
-        offsets.append(offsets[-1] + (spacing or 1.0) * 2 ** (len(pyramid) - 1) / 2)
-        pyramid.append(_halved(pyramid[-1]))
+def labels_pyramid(path: Path, shape: tuple[int, ...]) -> Pyramid:
+    """An image of (H, W) labels at `path`, where nothing may be; levels take every 2nd pixel."""
+    return Pyramid(path, shape, np.uint32, _every_second, {"image-label": {"version": "0.5"}})
+
+
+def maps_pyramid(path: Path, names: Sequence[str], shape: tuple[int, ...]) -> Pyramid:
+    """An image of float maps (H, W), a channel each; levels average 2 x 2 pixels."""
     channels = []
-    for name in maps:
+    for name in names:
         end = _LIMITS.get(name, 1.0)
         window = {"start": 0.0, "end": end, "min": 0.0, "max": end}
         channels.append({"label": name, "color": "FFFFFF", "active": True, "window": window})
-    _write(path, pyramid, "cyx", spacing, offsets, {"omero": {"channels": channels}})
+    attributes = {"omero": {"channels": channels}}
+    return Pyramid(path, (len(names), *shape), np.float32, _averaged, attributes)
 
 
-def _halved(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _every_second(labels: NDArray[Any]) -> NDArray[Any]:
+    return labels[::2, ::2]
+
+
+def _averaged(x: NDArray[Any]) -> NDArray[Any]:
     """Average 2 x 2 pixels; an odd last row or column is repeated."""
     x = np.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2)), mode="edge")
     quarters = x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2)
     return np.asarray(quarters.mean(axis=(2, 4)), np.float32)
-
-
-def _write(
-    path: Path,
-    pyramid: list[NDArray[Any]],
-    axes: str,
-    spacing: float | None,
-    offsets: list[float],
-    more: dict[str, Any],
-) -> None:
-    """Write a pyramid, each level half the one before, and `more` into its `ome` attributes."""
-    group = zarr.open_group(path, mode="w-", zarr_format=3)
-    write_multiscale(
-        list(pyramid),
-        group,
-        axes=axes,
-        axes_units={} if spacing is None else dict.fromkeys("yx", "micrometer"),
-        storage_options=[
-            {"chunks": (1,) * (level.ndim - 2) + tuple(min(n, _CHUNK) for n in level.shape[-2:])}
-            for level in pyramid
-        ],
-        name=path.name.split(".")[0],
-    )
-    attributes: Any = group.attrs["ome"]
-    # The writer knows no translation and derives scales from rounded shapes.
-    for level, (dataset, offset) in enumerate(
-        zip(attributes["multiscales"][0]["datasets"], offsets, strict=True)
-    ):
-        step = (spacing or 1.0) * 2**level
-        dataset["coordinateTransformations"] = [
-            {"type": "scale", "scale": [1.0 if a == "c" else step for a in axes]},
-            {"type": "translation", "translation": [0.0 if a == "c" else offset for a in axes]},
-        ]
-    group.attrs["ome"] = {**attributes, **more}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,19 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
-if TYPE_CHECKING:
-    from ..segmenter import Segmentation
-
-__all__ = ["write_overview"]
+__all__ = ["small_overview", "write_overview"]
 
 _LONGEST, _SHORTEST = 2000, 1000  # of the picture's longer edge, in pixels
 _FOOTER = 36
+_SMALL = 400, 300
 _UNSURE, _BETWEEN, _SURE = (255, 60, 0), (255, 230, 0), (0, 255, 130)
 _LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)  # µm, of the scale bar
 
 
 def write_overview(
-    path: Path, image: NDArray[np.generic], result: Segmentation, mpp: float | None
+    path: Path,
+    image: NDArray[np.generic],
+    labels: NDArray[np.uint32],
+    objects: dict[str, NDArray[Any]],
+    mpp: float | None,
 ) -> None:
     """Draw the picture.
 
@@ -31,8 +34,11 @@ def write_overview(
     ----------
     path : Path
     image : ndarray
-        (H, W) or (H, W, 3), as it was segmented.
-    result : Segmentation
+        (H, W) or (H, W, 3).
+    labels : ndarray
+        (h, w) ids of what the whole image shows, at any resolution.
+    objects : dict of ndarray
+        Columns `label` and `agreement`.
     mpp : float or None
         Micrometres per pixel of `image`, for the scale bar.
     """
@@ -43,10 +49,48 @@ def write_overview(
     size = (max(round(width * zoom), 1), max(round(height * zoom), 1))
     how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_NEAREST
     picture = np.asarray(cv2.resize(_as_rgb8(image), size, interpolation=how), np.uint8)
-    labels = _nearest(result.labels, (size[1], size[0]))
+    labels = _nearest(labels, (size[1], size[0]))
     edges = find_boundaries(labels, mode="inner" if zoom < 1 else "thick")
-    picture[edges] = _colours(result)[labels[edges]]
-    _with_footer(picture, result, None if mpp is None else mpp / zoom).save(path)
+    picture[edges] = _colours(objects)[labels[edges]]
+    _with_footer(picture, objects, None if mpp is None else mpp / zoom).save(path)
+
+
+def small_overview(path: Path) -> bytes | None:
+    """A picture of `write_overview` without its footer as a JPEG of at most 400 x 300 pixels.
+
+    None where there is none, or none that was written here.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            width, height = picture.size
+            if height <= _FOOTER or max(width, height) > _LONGEST + _FOOTER:
+                return None
+            pixels = np.asarray(picture.convert("RGB"))[: height - _FOOTER]
+    except (OSError, SyntaxError, ValueError):  # damaged, in Pillow's ways of saying so
+        return None
+    file = io.BytesIO()
+    Image.fromarray(_made_small(pixels)).save(file, "JPEG", quality=75)
+    return file.getvalue()
+
+
+def _made_small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shrink a picture to `_SMALL` so that its outlines, told by their colours, stay seen."""
+    height, width = pixels.shape[:2]
+    zoom = min(1.0, _SMALL[0] / width, _SMALL[1] / height)
+    size = (max(round(width * zoom), 1), max(round(height * zoom), 1))
+
+    def shrunk(values: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA), np.float32)
+
+    red, green, blue = cv2.split(pixels)
+    strongest, weakest = (np.asarray(of(of(red, green), blue)) for of in (cv2.max, cv2.min))
+    vivid = ((strongest >= 230) & (weakest <= 90)).astype(np.uint8)  # as all of `_ramp`
+    share = shrunk(vivid * np.uint8(255))[..., None] / 255
+    alone = np.asarray(cv2.bitwise_and(pixels, pixels, mask=vivid), np.uint8)
+    outlines = shrunk(alone) / np.maximum(share, 1e-2)
+    strength = (3 * share).clip(0, 1)
+    mixed = outlines * strength + shrunk(pixels) * (1 - strength)
+    return np.asarray(mixed.round().clip(0, 255), np.uint8)
 
 
 def _as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -69,11 +113,11 @@ def _nearest(labels: NDArray[np.uint32], size: tuple[int, int]) -> NDArray[np.ui
     return np.asarray(labels[rows[:, None], columns])
 
 
-def _colours(result: Segmentation) -> NDArray[np.uint8]:
+def _colours(objects: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """A colour for each label: of its agreement, or `_SURE` where there was one sample only."""
-    colours = np.zeros((int(result.labels.max(initial=0)) + 1, 3), np.uint8)
-    agreement = np.nan_to_num(result.objects["agreement"].astype(np.float64), nan=1.0)
-    colours[result.objects["label"].astype(np.int64)] = _ramp(agreement)
+    colours = np.zeros((int(objects["label"].max(initial=0)) + 1, 3), np.uint8)
+    agreement = np.nan_to_num(objects["agreement"].astype(np.float64), nan=1.0)
+    colours[objects["label"].astype(np.int64)] = _ramp(agreement)
     return colours
 
 
@@ -84,7 +128,7 @@ def _ramp(values: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _with_footer(
-    picture: NDArray[np.uint8], result: Segmentation, mpp: float | None
+    picture: NDArray[np.uint8], objects: dict[str, NDArray[Any]], mpp: float | None
 ) -> Image.Image:
     """Put count, colour scale and scale bar below the picture."""
     height, width = picture.shape[:2]
@@ -98,8 +142,8 @@ def _with_footer(
         draw.text((x, middle), text, "black", font, anchor="lm")
         return x + round(draw.textlength(text, font)) + 8
 
-    x = write(8, f"{len(result.objects['label'])} objects")
-    if not np.isnan(result.objects["agreement"]).all():
+    x = write(8, f"{len(objects['label'])} objects")
+    if not np.isnan(objects["agreement"]).all():
         x = write(x + 16, "samples that agree: none")
         scale = _ramp(np.linspace(0, 1, 100))[None].repeat(12, axis=0)
         canvas.paste(Image.fromarray(scale), (x, middle - 6))

@@ -15,11 +15,14 @@ from ..errors import CdalError
 
 __all__ = [
     "FAILED",
+    "REPORT",
     "RUN",
+    "Record",
     "check_summary",
     "forget_failure",
     "is_results_folder",
     "read_run",
+    "summary_rows",
     "write_aside",
     "write_failure",
     "write_json",
@@ -30,6 +33,7 @@ __all__ = [
 RUN = "run.json"
 FAILED = "failed.json"
 SUMMARY = "summary.csv"
+REPORT = "report.html"
 _MARK = "napari-cdal"  # a key of every record: other programs write a run.json, too
 
 Record = dict[str, Any]
@@ -113,24 +117,30 @@ def forget_failure(folder: Path) -> None:
 
 
 def check_summary(out: Path) -> None:
-    """Refuse a summary.csv in `out` that is not ours, before any work is done.
+    """Refuse a summary.csv or report.html in `out` that is not ours, before any work is done.
 
     Raises
     ------
     CdalError
         If there is one.
     """
-    path = out / SUMMARY
-    try:
-        ours = not path.exists() or path.read_bytes().startswith(",".join(_COLUMNS).encode())
-    except OSError:
-        ours = False
-    if not ours:
-        raise CdalError(
-            "cdal did not write this file and would replace it",
-            "move it away, or choose another folder with -o",
-            path,
-        )
+    for name, start in _STARTS.items():
+        path = out / name
+        try:
+            ours = not path.exists() or path.read_bytes().startswith(start)
+        except OSError:
+            ours = False
+        if not ours:
+            raise CdalError(
+                "cdal did not write this file and would replace it",
+                "move it away, or choose another folder with -o",
+                path,
+            )
+
+
+def summary_rows(out: Path) -> list[dict[str, str]]:
+    """What the records below `out` say, a row an input; its keys are some of summary.csv's."""
+    return [_row(out, folder) for folder in _results_folders(out)]
 
 
 def write_summary(out: Path) -> None:
@@ -142,11 +152,10 @@ def write_summary(out: Path) -> None:
         If it cannot be written, or one is there that is not ours.
     """
     check_summary(out)
-    rows = [_row(out, folder) for folder in _results_folders(out)]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _COLUMNS)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(summary_rows(out))
     with writing(out):
         write_aside(out / SUMMARY, text.getvalue().encode("utf-8", "backslashreplace"))
 
@@ -155,15 +164,30 @@ _COLUMNS = (
     "results",
     "status",
     "objects",
+    "objects_least",
+    "objects_most",
+    "area_um2",
+    "area_um2_least",
+    "area_um2_most",
     "area_mm2",
     "objects_per_mm2",
+    "objects_per_mm2_least",
+    "objects_per_mm2_most",
     "mpp",
     "mpp_source",
+    "agreement",
+    "volumes_mm3",
     "seconds",
     "model",
     "input",
     "error",
+    "remedy",
 )
+# what our own files begin with, of any version
+_STARTS = {
+    SUMMARY: ",".join(_COLUMNS[:3]).encode(),
+    REPORT: b"<!DOCTYPE html>\n<!-- napari-cdal report -->",
+}
 
 
 def _results_folders(out: Path) -> Iterator[Path]:
@@ -173,36 +197,58 @@ def _results_folders(out: Path) -> Iterator[Path]:
             yield Path(parent)
 
 
-def _row(out: Path, folder: Path) -> Record:
+def _row(out: Path, folder: Path) -> dict[str, str]:
     """One line of the summary; an input that failed after it succeeded once counts as failed."""
-    row: Record = {"results": folder.relative_to(out).as_posix()}
+    row = {"results": folder.relative_to(out).as_posix()}
     try:
         return row | _facts(folder)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return row | {
             "status": "unknown",
-            "error": "its record is damaged (--restart makes it anew)",
+            "error": "its record is damaged",
+            "remedy": "--restart makes it anew",
         }
 
 
-def _facts(folder: Path) -> Record:
+def _facts(folder: Path) -> dict[str, str]:
     failed = _read(folder / FAILED)
     if failed is not None:
-        remedy = f" ({failed['remedy']})" if failed.get("remedy") else ""
-        error = f"{failed.get('error', '')}{remedy}"
-        return {"status": "failed", "error": error, "input": failed["input"]["path"]}
+        return {
+            "status": "failed",
+            "error": str(failed.get("error", "")),
+            "remedy": str(failed.get("remedy", "")),
+            "input": str(failed["input"]["path"]),
+        }
     run = read_run(folder)
     if run is None:
         return {"status": "interrupted"}
-    area = run["counts"]["area_mm2"]
+    counts = run["counts"]
     return {
         "status": "done",
-        "objects": "" if run["counts"]["objects"] is None else run["counts"]["objects"],
-        "area_mm2": "" if area is None else f"{area:.6g}",
-        "objects_per_mm2": f"{run['counts']['objects'] / area:.6g}" if area else "",
-        "mpp": "" if run["mpp"] is None else f"{run['mpp']:.6g}",
-        "mpp_source": run["mpp_source"],
+        **{column: _text(counts[column]) for column in ("objects", "area_mm2")},
+        **{column: _text(counts.get(column)) for column in ("area_um2", "objects_per_mm2")},
+        **_ends("objects", counts.get("objects_interval")),
+        **_ends("area_um2", counts.get("area_interval")),
+        **_ends("objects_per_mm2", counts.get("objects_per_mm2_interval")),
+        "mpp": _text(run["mpp"]),
+        "mpp_source": str(run["mpp_source"]),
+        "agreement": _text(counts.get("agreement")),
+        "volumes_mm3": "; ".join(
+            f"{name} {_text(size)}" for name, size in counts.get("volume_mm3", {}).items()
+        ),
         "seconds": f"{sum(run['seconds'].values()):.3f}",
-        "model": run["model"]["name"],
-        "input": run["input"]["path"],
+        "model": str(run["model"]["name"]),
+        "input": str(run["input"]["path"]),
     }
+
+
+def _ends(name: str, interval: list[float] | None) -> dict[str, str]:
+    least, most = interval or (None, None)
+    return {f"{name}_least": _text(least), f"{name}_most": _text(most)}
+
+
+def _text(value: float | None) -> str:
+    """A number as the summary shows it; nothing for what is not known."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .source import Source
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
-__all__ = ["ResultsFolder"]
+__all__ = ["ResultsFolder", "chosen_maps"]
 
 _LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
 _ASIDE = ".cdal-writing-"
@@ -35,6 +36,7 @@ _NAMES = frozenset(
         "objects.csv",
         "objects.geojson",
         "overview.png",
+        "tissue.png",
     }
 )
 
@@ -46,6 +48,8 @@ class ResultsFolder:
     ----------
     folder : Path
         Made if needed. Files in it that are not from an earlier run of ours are never replaced.
+    aside : Path, optional
+        Empty folder on the same disk to write in first; by default one of its own.
 
     Raises
     ------
@@ -53,7 +57,7 @@ class ResultsFolder:
         If it cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, aside: Path | None = None) -> None:
         self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ class ResultsFolder:
                 if time.time() - old.stat().st_mtime > _STALE:
                     shutil.rmtree(old, ignore_errors=True)
             # A name of its own, so that two runs on one folder do not write into each other.
-            self._aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
+            self.aside = aside or Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
 
     def write(
         self,
@@ -70,7 +74,6 @@ class ResultsFolder:
         result: Segmentation,
         mpp: float | None,
         save: tuple[str, ...],
-        downsample: float = 1.0,
     ) -> None:
         """Write what is asked for aside.
 
@@ -81,19 +84,17 @@ class ResultsFolder:
             The pixels that were segmented.
         result : Segmentation
         mpp : float or None
-            Micrometres per pixel of the source's first level.
+            Micrometres per pixel of the source.
         save : tuple of str
             Any of labels, probability, uncertainty, attention, samples, table, geojson, overview;
             of a volume only the labels are written, in its own space.
-        downsample : float
-            Pixels of the first level to one of `image`.
 
         Raises
         ------
         CdalError
             If the disk is full or not to be written on.
         """
-        folder = self._aside
+        folder = self.aside
         with writing(self.folder):
             if source.kind == "volume":
                 from .volumes import write_volume_labels
@@ -103,32 +104,40 @@ class ResultsFolder:
             spacing = result.mpp
             offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
             if "labels" in save:
-                if source.kind == "slide" or result.labels.size > _LARGE:
-                    from .ome_zarr import write_labels
+                if result.labels.size > _LARGE:
+                    from .ome_zarr import labels_pyramid
 
-                    write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
+                    shape = result.labels.shape
+                    pyramid = labels_pyramid(folder / "labels.ome.zarr", shape)
+                    pyramid.write(tuple(slice(0, n) for n in shape), result.labels)
+                    pyramid.finish(spacing, offset)
                 else:
                     _write_tiff(folder / "labels.tif", result.labels, spacing)
-            maps = _maps(result, save)
+            maps = chosen_maps(_maps(result), save)
             if maps:
-                from .ome_zarr import write_maps
+                from .ome_zarr import maps_pyramid
 
-                write_maps(folder / "maps.ome.zarr", maps, spacing, offset)
+                shape = result.labels.shape
+                pyramid = maps_pyramid(folder / "maps.ome.zarr", list(maps), shape)
+                pyramid.write(tuple(slice(0, n) for n in shape), np.stack(list(maps.values())))
+                pyramid.finish(spacing, offset)
             if "table" in save:
-                from .tables import object_table, write_table
+                from .tables import TableWriter, object_table
 
-                write_table(folder, object_table(result, mpp, source.shape))
+                with TableWriter(folder) as table:
+                    table.add(object_table(result.objects, result.pixel, mpp, source.shape))
             if "geojson" in save:
-                from .geojson import write_geojson
+                from .geojson import GeoJsonWriter
 
-                write_geojson(
-                    folder / "objects.geojson", result, source.path.name, mpp, source.shape
-                )
+                with GeoJsonWriter(
+                    folder / "objects.geojson", source.path.name, mpp, source.shape, result.pixel
+                ) as outlines:
+                    outlines.add(result.labels, result.objects)
             if "overview" in save:
                 from .overview import write_overview
 
-                image_mpp = None if mpp is None else mpp * downsample
-                write_overview(folder / "overview.png", image, result, image_mpp)
+                path = folder / "overview.png"
+                write_overview(path, image, result.labels, result.objects, mpp)
 
     def publish(self, record: dict[str, Any], keep: bool = False) -> dict[str, Any]:
         """Move what was written into place and write run.json; return what it records.
@@ -145,7 +154,7 @@ class ResultsFolder:
         CdalError
             If a file that is not ours is in the way, or the disk does not take it.
         """
-        names = sorted(path.name for path in self._aside.iterdir())
+        names = sorted(path.name for path in self.aside.iterdir())
         before = read_run(self.folder, finished=False)
         # Names only, and only ours: run.json may have been edited.
         ours = set() if before is None else {RUN} | (_NAMES & set(before.get("files", ())))
@@ -164,7 +173,7 @@ class ResultsFolder:
             for name in names if keep else both:
                 _remove(self.folder / name)
             for name in names:
-                os.replace(self._aside / name, self.folder / name)
+                os.replace(self.aside / name, self.folder / name)
             write_json(self.folder / RUN, done)
             forget_failure(self.folder)
         return done
@@ -176,23 +185,46 @@ class ResultsFolder:
         self._discard()
 
     def _discard(self) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+        shutil.rmtree(self.aside, ignore_errors=True)
 
 
-def _maps(result: Segmentation, save: tuple[str, ...]) -> dict[str, NDArray[np.floating]]:
-    """The float maps asked for, each with its channel's name."""
-    maps: dict[str, NDArray[np.floating]] = {}
+def chosen_maps(
+    maps: Mapping[str, NDArray[Any]], save: tuple[str, ...]
+) -> dict[str, NDArray[np.floating]]:
+    """Return the float maps (H, W) asked for, each with its channel's name.
+
+    Parameters
+    ----------
+    maps : mapping
+        `probability` (C, H, W), `uncertainty`, `deviation` and `attention` (1, H, W) and `samples`
+        (S, H, W), those that there are.
+    save : tuple of str
+        What was asked for.
+    """
+    chosen: dict[str, NDArray[np.floating]] = {}
     if "probability" in save:
-        many = len(result.probability) > 1
-        for i, probability in enumerate(result.probability, 1):
-            maps[f"probability {i}" if many else "probability"] = probability
+        many = len(maps["probability"]) > 1
+        for i, probability in enumerate(maps["probability"], 1):
+            chosen[f"probability {i}" if many else "probability"] = probability
     if "uncertainty" in save:
-        maps |= {"uncertainty": result.uncertainty, "deviation": result.deviation}
-    if "attention" in save and result.attention is not None:
-        maps["attention"] = result.attention
-    if "samples" in save and result.samples is not None:
-        maps |= {f"sample {i}": sample for i, sample in enumerate(result.samples, 1)}
-    return maps
+        chosen |= {name: maps[name][0] for name in ("uncertainty", "deviation")}
+    if "attention" in save and "attention" in maps:
+        chosen["attention"] = maps["attention"][0]
+    if "samples" in save and "samples" in maps:
+        chosen |= {f"sample {i}": sample for i, sample in enumerate(maps["samples"], 1)}
+    return chosen
+
+
+def _maps(result: Segmentation) -> dict[str, NDArray[Any]]:
+    """What there is for `chosen_maps`."""
+    single = {
+        "uncertainty": result.uncertainty,
+        "deviation": result.deviation,
+        "attention": result.attention,
+    }
+    maps: dict[str, NDArray[Any]] = {"probability": result.probability}
+    maps |= {name: each[None] for name, each in single.items() if each is not None}
+    return maps if result.samples is None else maps | {"samples": result.samples}
 
 
 def _write_tiff(path: Path, labels: NDArray[np.uint32], mpp: float | None) -> None:
