@@ -16,6 +16,7 @@ from cdal_engine.losses import SupervisedLoss
 from cdal_engine.networks import Features, Generator
 from cdal_engine.networks.blocks import conv, depth_to_space
 from cdal_engine.networks.condition_encoder import supervised_answer
+from cdal_engine.training.batches import batches
 from cdal_engine.training.loop import Trainer, update_average
 
 RANK = 10  # of the covariance of a stochastic segmentation network, as in its paper
@@ -108,7 +109,8 @@ def train_stochastic(trainer: Trainer) -> StochasticSegmentation:
     average = copy.deepcopy(network)
     supervised = SupervisedLoss(config.model.label_channels)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    for step, (images, x_0) in zip(range(config.steps), trainer.batches(), strict=False):
+    data = batches(config, trainer.data, trainer.device, 0)
+    for step, (images, x_0) in zip(range(config.steps), data, strict=False):
         trainer.step = step
         rate = config.learning_rate * trainer.learning_rate_factor(step / config.steps)
         optimizer.param_groups[0]["lr"] = rate

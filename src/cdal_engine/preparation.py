@@ -195,13 +195,13 @@ def limits_of(x: Tensor) -> Limits:
 
 
 def normalise(x: Tensor, config: ImageConfig, limits: Limits | None = None) -> Tensor:
-    """Normalise (C, H, W) intensities of a whole image: 0 … 1 for `constant`, any otherwise.
+    """Normalise (..., C, H, W) intensities of a whole image: 0 … 1 for `constant`, any otherwise.
 
     `limits` are those of the volume that the image is a slice of; None: its own.
     """
     if config.normalisation == "constant":
         shape = (-1, 1, 1)
-        mean, std = torch.tensor(config.mean).view(shape), torch.tensor(config.std).view(shape)
+        mean, std = x.new_tensor(config.mean).view(shape), x.new_tensor(config.std).view(shape)
         normalised: Tensor = (x - mean) / std
         return normalised
     low, high = limits_of(x) if limits is None else limits

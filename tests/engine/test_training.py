@@ -22,7 +22,6 @@ from cdal_engine.config import (
 from cdal_engine.errors import Cancelled, CdalError
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
-from cdal_engine.training.augmentation import Augmentation, random_crop
 from cdal_engine.training.checks import load_checked
 from cdal_engine.training.curves import read_rows
 from cdal_engine.training.dataset import Pair, find_pairs, load_pair
@@ -259,50 +258,6 @@ def test_images_are_brought_to_the_models_resolution(data: Path) -> None:
     assert large_labels.shape == (1, 192, 192)
     assert torch.equal(large_labels[:, ::2, ::2], labels)
     assert large_labels.unique().tolist() == labels.unique().tolist()
-
-
-def test_crops_of_image_and_labels_stay_together() -> None:
-    labels = torch.arange(40 * 50, dtype=torch.int32).reshape(1, 40, 50)
-    image = labels.float().repeat(3, 1, 1)
-    for size in (16, 64):  # smaller and larger than the image
-        x, y = random_crop(image, labels, size, np.random.default_rng(0))
-        assert x.shape == (3, size, size)
-        assert torch.equal(x[0].int(), y[0])
-
-
-@pytest.mark.parametrize("upright", [True, False])
-def test_a_small_image_lies_anywhere_in_its_crop(upright: bool) -> None:
-    """All of it is there, in places that vary, and mirrored beyond only if it may be."""
-    labels = torch.arange(20 * 30, dtype=torch.int32).reshape(1, 20, 30)
-    places = set()
-    for seed in range(20):
-        x, y = random_crop(labels.float(), labels, 48, np.random.default_rng(seed), upright)
-        assert torch.equal(x.int(), y)
-        assert y.unique().numel() == labels.numel()
-        assert bool((y[0].diff(dim=0) >= 0).all() and (y[0].diff(dim=1) >= 0).all()) == upright
-        places.add(int(y[0, 24, 24]))
-    assert len(places) > 10
-
-
-def test_augmentation_keeps_labels_exact_aligned_and_repeatable() -> None:
-    truth = torch.zeros(1, 120, 120, dtype=torch.int32)
-    truth[:, 30:90, 40:80] = 1000
-    image = torch.where(truth > 0, 0.2, 0.9).repeat(3, 1, 1)
-    augment = Augmentation(64, color=True)
-    seen = []
-    for seed in range(12):
-        x, y = augment(image, truth, np.random.default_rng(seed))
-        assert x.shape == (3, 64, 64)
-        assert y.shape == (1, 64, 64)
-        assert set(y.unique().tolist()) <= {0, 1000}
-        assert x.min() >= 0
-        inside, outside = x[:, y[0] > 0], x[:, y[0] == 0]
-        if inside.numel() > 300 and outside.numel() > 300:
-            assert inside.median() < outside.median() - 0.2
-        seen.append(x)
-    again, _ = augment(image, truth, np.random.default_rng(0))
-    assert torch.equal(again, seen[0])
-    assert not torch.equal(seen[0], seen[1])
 
 
 def test_binary_and_grayscale_models_train_too(data: Path, tmp_path: Path) -> None:

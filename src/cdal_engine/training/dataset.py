@@ -177,7 +177,7 @@ def load_pair(pair: Pair, model: ModelConfig, mpp: float | None) -> list[Item]:
     except CdalError as error:
         raise error.at(pair.image) from None
     if model.target != "classes":
-        # Ids of any size: augmentation keeps those below 2**24.
+        # Ids of any size: these fit 32 bits.
         numbers = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
         labels = numbers + int(labels.min() > 0)
     y = torch.from_numpy(labels.astype(np.int32))[None]

@@ -7,8 +7,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from .. import targets
 from ..config import ModelConfig, TrainConfig
 from ..device import select_device
 from ..errors import Cancelled, CdalError
 from ..model import Model, Networks
-from ..preparation import normalise
 from ..segmenter import Segmenter
-from .augmentation import Augmentation, random_crop
+from .batches import batches
 from .calibration import decoding_fitted
 from .checks import load_checked
 from .curves import append_row, draw_curves, read_rows
@@ -36,7 +33,6 @@ from .validation import Scores, evaluate
 __all__ = ["Trainer", "deciding_score", "update_average"]
 
 Report = Callable[[dict[str, float]], None]
-Batch = tuple[Tensor, Tensor]  # normalised images (B, C, H, W), label maps x_0 (B, K, H, W)
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -169,9 +165,9 @@ class Trainer:
         if self.init is not None and self.step == 0 and self.validation_pairs:
             self._score(losses, report)
             start = time.perf_counter()
-        batches = self.batches()
+        data = batches(self.config, self.data, self.device, self.step)
         while self._progress() < 1:
-            images, x_0 = next(batches)
+            images, x_0 = next(data)
             for name, value in self._train_step(images, x_0, self._progress()).items():
                 losses[name].append(value)
             self.step += 1
@@ -226,41 +222,6 @@ class Trainer:
         """Share of the learning rate at `progress` 0 … 1: warm-up, then cosine to a hundredth."""
         warm = min(1.0, (self.step + 1) / max(self.config.warmup, 1))
         return warm * (0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
-
-    # -- data -------------------------------------------------------------------------------------
-
-    def batches(self) -> Iterator[Batch]:
-        """Batches from step `self.step` on, made one ahead; each a function of (seed, step)."""
-        workers = max(1, min(8, (os.cpu_count() or 2) - 1))
-        # One augmentation a thread's crop: MONAI's random state belongs to the transform.
-        with ThreadPoolExecutor(workers) as pool:
-
-            def submit(step: int) -> list[Future[Batch]]:
-                return [pool.submit(self._item, step, i) for i in range(self.config.batch_size)]
-
-            ahead = submit(self.step)
-            while True:
-                ready, ahead = ahead, submit(self.step + 1)
-                images, x_0 = zip(*(future.result() for future in ready), strict=True)
-                yield self._to_device(torch.stack(images)), self._to_device(torch.stack(x_0))
-
-    def _to_device(self, x: Tensor) -> Tensor:
-        return x.to(self.device, memory_format=torch.channels_last)
-
-    def _item(self, step: int, index: int) -> Batch:
-        config = self.config
-        rng = np.random.default_rng([config.seed, step, index])
-        image, labels = self.data[int(rng.integers(len(self.data)))]
-        constant = config.model.image.normalisation == "constant"
-        upright = config.orientation == "upright"
-        if config.augment:
-            stained = config.model.image.channels == 3 and constant
-            augmentation = Augmentation(config.crop, stained, upright)
-            image, labels = augmentation(image, labels, rng)
-        else:
-            image, labels = random_crop(image, labels, config.crop, rng, upright)
-        x_0 = torch.from_numpy(targets.encode(labels[0].numpy(), config.model))
-        return normalise(image, config.model.image) if constant else image, x_0
 
     # -- one step ---------------------------------------------------------------------------------
 
