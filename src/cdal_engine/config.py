@@ -253,6 +253,8 @@ class TrainConfig(_Frozen):
     warmup: Annotated[int, Field(ge=0)] = 100  # optimiser steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per optimiser step
     augment: bool = True
+    # Megabytes of decoded images and labels that are kept; what is beyond is read for each crop.
+    cache_mb: Annotated[int, Field(ge=0)] = 8000
     # "any": turned and mirrored at will; "upright": tilted a little, where left, right, up and
     # down mean something, as in X-rays and MRI.
     orientation: Literal["any", "upright"] = "any"

@@ -22,6 +22,7 @@ from cdal_engine.config import (
 from cdal_engine.errors import Cancelled, CdalError
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
+from cdal_engine.training.batches import batches
 from cdal_engine.training.checks import load_checked
 from cdal_engine.training.curves import read_rows
 from cdal_engine.training.dataset import Pair, find_pairs, load_pair
@@ -258,6 +259,22 @@ def test_images_are_brought_to_the_models_resolution(data: Path) -> None:
     assert large_labels.shape == (1, 192, 192)
     assert torch.equal(large_labels[:, ::2, ::2], labels)
     assert large_labels.unique().tolist() == labels.unique().tolist()
+
+
+def test_what_is_not_kept_in_memory_gives_the_same_batches(data: Path) -> None:
+    """None of it, two of the six images, and all."""
+    seen, kept = [], []
+    for limit in (0, 1, 8000):
+        config = config_of(cache_mb=limit)
+        items = load_checked((find_pairs(data), []), config)
+        made = batches(config, items, torch.device("cpu"), start=0)
+        seen.append([x for _ in range(6) for x in next(made)])
+        kept.append(len(items.kept))
+        assert len(items) == 6
+    size = sum(tensor.nbytes for tensor in items[0])
+    assert kept == [0, 10**6 // size, 6]
+    for others in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], others, strict=True))
 
 
 def test_binary_and_grayscale_models_train_too(data: Path, tmp_path: Path) -> None:

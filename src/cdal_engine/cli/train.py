@@ -76,11 +76,20 @@ def train(
         outcome = finetune.outcome_of(run, settings)
     if outcome is not None:
         typer.echo(f"{outcome}")
-    best = run / "best"
-    if outcome is None or outcome.better:
+    _say_best(run / "best", init, outcome is None or outcome.better)
+
+
+def _say_best(best: Path, init: str | None, learned: bool) -> None:
+    """Say what `best` is; a model as it was keeps its card."""
+    from ..io.records import write_aside
+    from ..weights import find
+
+    if learned:
         typer.echo(f"best model: {best}; use it with --model {best}")
-    else:
-        typer.echo(f"fine-tuning did not make it better: {best} is the model as it was")
+        return
+    typer.echo(f"fine-tuning did not make it better: {best} is the model as it was")
+    if init is not None and (card := find(init) / "CARD.md").is_file():
+        write_aside(best / card.name, card.read_bytes())
 
 
 def _watched(work: Callable[[_Report], _T], saved: str) -> _T:

@@ -19,8 +19,9 @@ from .dataset import Pair
 from .loop import Report, Trainer, deciding_score
 from .validation import Scores
 
-__all__ = ["Outcome", "defaults", "fine_tune", "is_leave_one_out", "outcome_of"]
+__all__ = ["Outcome", "defaults", "fine_tune", "held_out_runs", "is_leave_one_out", "outcome_of"]
 
+_HELD_OUT = "held-out"  # folder of a run for each patient
 _FEW = 5  # patients; fewer are held out one by one
 
 
@@ -84,6 +85,11 @@ def is_leave_one_out(pairs: list[Pair], config: TrainConfig) -> bool:
     return not chosen and len({pair.patient for pair in pairs}) < _FEW
 
 
+def held_out_runs(run: Path) -> list[Path]:
+    """Runs of a fine-tuning that held out one patient after the other; none of any other run."""
+    return sorted(path.parent for path in (run / _HELD_OUT).glob("*/config.yaml"))
+
+
 def fine_tune(
     config: TrainConfig,
     pairs: list[Pair],
@@ -111,8 +117,9 @@ def fine_tune(
             [pair for pair in pairs if pair.patient != patient],
             [pair for pair in pairs if pair.patient == patient],
         )
-        Trainer(config, sides, run / "held-out" / patient, device, init=init).run(report)
-        outcomes += filter(None, [outcome_of(run / "held-out" / patient, config)])
+        out = config.model_copy(update={"validation": tuple(pair.stem for pair in sides[1])})
+        Trainer(out, sides, run / _HELD_OUT / patient, device, init=init).run(report)
+        outcomes += filter(None, [outcome_of(run / _HELD_OUT / patient, config)])
     outcome = Outcome(
         _mean([each.before for each in outcomes]),
         _mean([each.after for each in outcomes]),

@@ -316,8 +316,8 @@ class Trainer:
             raise CdalError(
                 "the checkpoint is damaged", "start anew in another folder with -o", path
             ) from error
-        length = {"minutes", "steps"}  # a run may be made longer or shorter
-        if saved.model_dump(exclude=length) != self.config.model_dump(exclude=length):
+        free = {"minutes", "steps", "cache_mb"}  # a run may be made longer or shorter
+        if saved.model_dump(exclude=free) != self.config.model_dump(exclude=free):
             raise CdalError(
                 "the checkpoint is of another config", "resume with the run's config.yaml", path
             )
