@@ -219,7 +219,7 @@ def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
     Parameters
     ----------
     image : ndarray
-        (H, W) or (H, W, C) of a boolean, integer or float type.
+        (H, W) or (H, W, C) of a boolean, integer or float type; see `volume.with_neighbours`.
     config : ImageConfig
 
     Raises
@@ -230,10 +230,12 @@ def prepare(image: NDArray[np.generic], config: ImageConfig) -> Tensor:
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     channels = 1 if image.ndim == 2 else image.shape[2] if image.ndim == 3 else 0
-    if channels != config.channels:
+    if channels == 1 and config.neighbours:  # a slice by itself is its own neighbours
+        image, channels = np.stack([image] * config.planes, axis=-1), config.planes
+    if channels != config.planes:
         kind = {1: "grayscale", 3: "RGB"}
         raise CdalError(
-            f"the model takes {kind[config.channels]} images ({config.channels} channels), "
+            f"the model takes {kind[config.channels]} images ({config.planes} channels), "
             f"got {kind.get(channels, 'an array')} of shape {image.shape}",
             "choose a model for this kind of image, see `cdal models list`",
         )
