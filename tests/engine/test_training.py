@@ -1,6 +1,7 @@
 """Training: what it refuses, what it learns, and that resuming changes nothing."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tifffile
 import torch
 from PIL import Image
 from skimage.draw import disk
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cdal_engine.config import (
     DiffusionConfig,
@@ -23,6 +25,7 @@ from cdal_engine.errors import Cancelled, CdalError
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.batches import batches
+from cdal_engine.training.board import add_to_board
 from cdal_engine.training.checks import load_checked
 from cdal_engine.training.curves import read_rows
 from cdal_engine.training.dataset import Pair, find_pairs, load_pair
@@ -117,6 +120,10 @@ def test_a_run_leaves_what_it_promises(data: Path, tmp_path: Path) -> None:
     (drawn,) = (run / "examples").iterdir()
     with Image.open(drawn) as picture:
         assert picture.size == (96, 96)
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("dice")] == [6]
+    assert board.Scalars("dice")[0].value == pytest.approx(rows[-1]["dice"], abs=1e-5)
+    assert board.Tags()["images"] == [drawn.stem]
     assert TrainConfig.from_file(run / "config.yaml") == config_of()
     assert not list(run.glob("*.tmp*"))
     Segmenter(Model.load(run / "best"), "cpu").segment(np.zeros((40, 40, 3), np.uint8), samples=1)
@@ -185,12 +192,25 @@ def test_a_run_without_progress_ends_early(data: Path, tmp_path: Path) -> None:
     assert train(config, data, tmp_path / "run", resume=True).step == ended.step
 
 
-def test_divergence_stops_and_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
-    config = config_of(learning_rate=1e30, steps=50, checkpoint_every=1e-9)
-    with pytest.raises(CdalError, match="diverged"):
+def test_tensorboard_can_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    add_to_board(tmp_path, {"step": 1.0, "dice": 0.5}, [])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "rate"), [("learning_rate", 30), ("discriminator_learning_rate", 50)]
+)
+def test_divergence_stops_and_keeps_the_last_checkpoint(
+    data: Path, tmp_path: Path, key: str, rate: float
+) -> None:
+    config = config_of(**{key: rate}, warmup=40, steps=100, checkpoint_every=1e-9)
+    with pytest.raises(CdalError, match=rf"diverged.*start anew with {key} {rate / 10:g} ") as e:
         train(config, data, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert all(torch.isfinite(v).all() for v in state["average"].values())
+    assert f"step {state['step'] + 1}:" in str(e.value)
+    for part in ("networks", "average"):
+        assert all(torch.isfinite(v).all() for v in state[part].values())
 
 
 def test_no_patient_is_on_both_sides(data: Path, tmp_path: Path) -> None:

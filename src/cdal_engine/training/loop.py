@@ -21,6 +21,7 @@ from ..errors import Cancelled, CdalError
 from ..model import Model, Networks
 from ..segmenter import Segmenter
 from .batches import batches
+from .board import add_to_board
 from .calibration import decoding_fitted
 from .checks import load_checked
 from .curves import append_row, draw_curves, read_rows
@@ -34,13 +35,14 @@ __all__ = ["Trainer", "deciding_score", "update_average"]
 
 Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.pt"
+_DIVERGED = 1e5  # losses of a run that learns stay below 10, norms of gradients below 1000
 
 
 class Trainer:
     """One training run in one folder.
 
     The folder holds config.yaml, metrics.csv, curves.png, checkpoint.pt, the models `last/` and
-    `best/`, and in the end `examples/`: validation images with the answer drawn over. The best has
+    `best/`, and `examples/`: validation images with the best one's answer drawn over. The best has
     the highest validation Dice of the sampled mean, cut where that is highest unless
     `config.decoding` is kept. With `init`, that model is the first to beat; without validation
     pairs, the last is the best.
@@ -148,7 +150,7 @@ class Trainer:
         Cancelled
             If `report` did.
         CdalError
-            If a loss is no longer finite; the last checkpoint stays.
+            If training diverges; the last checkpoint and the best model are of before.
         """
         report = report or (lambda row: None)
         try:
@@ -172,12 +174,6 @@ class Trainer:
                 losses[name].append(value)
             self.step += 1
             self.seconds = time.perf_counter() - start
-            if not all(math.isfinite(values[-1]) for values in losses.values()):
-                raise CdalError(
-                    f"training diverged at step {self.step}",
-                    "lower learning_rate or losses.adversarial; the last checkpoint is kept",
-                    self.run_folder,
-                )
             row = {"step": float(self.step), "seconds": self.seconds}
             report(row | {"progress": self._progress()} | {k: v[-1] for k, v in losses.items()})
             if self._progress() >= 1 or self.seconds - saved >= 60 * self.config.checkpoint_every:
@@ -192,14 +188,9 @@ class Trainer:
         rows = read_rows(self.run_folder / "metrics.csv")
         if not rows or rows[-1]["step"] != self.step:  # not so if a finished run is resumed
             self._score(losses, report)
-        if self.validation_pairs and not (self.run_folder / "examples").is_dir():
-            best = Segmenter(Model.load(self.run_folder / "best"), str(self.device))
-            draw_examples(
-                best, self.validation_pairs, self.run_folder / "examples", self.config.mpp
-            )
 
     def _score(self, losses: dict[str, list[float]], report: Report) -> None:
-        """Validate, save, and add a row to metrics.csv and the curves."""
+        """Validate, save, and add a row to metrics.csv, the curves and TensorBoard."""
         row = {"step": float(self.step), "seconds": self.seconds}
         row |= {name: float(np.mean(values)) for name, values in losses.items()}
         losses.clear()
@@ -207,6 +198,8 @@ class Trainer:
         self._save()  # with the best score, which `best/` now holds
         append_row(self.run_folder / "metrics.csv", row)
         draw_curves(read_rows(self.run_folder / "metrics.csv"), self.run_folder / "curves.png")
+        improved = self.in_vain == 0 and self.validation_pairs
+        add_to_board(self.run_folder, row, self._draw_best() if improved else [])
         report(row | {"progress": self._progress()})
 
     def _progress(self) -> float:
@@ -256,13 +249,28 @@ class Trainer:
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(networks.generator.parameters(), 5.0)
+        norm = torch.nn.utils.clip_grad_norm_(networks.generator.parameters(), 5.0)
+        values = {name: value.item() for name, value in losses.items()}
+        values |= {"discriminator": loss_d.item()}
+        self._check_sound(values | {"gradient": norm.item()})
         self.optimizer.step()
         decay = min(self.config.ema_decay, (self.step + 1) / (self.step + 10))  # faster at first
         update_average(self.average, networks, decay)
-        return {name: value.item() for name, value in losses.items()} | {
-            "discriminator": loss_d.item()
-        }
+        return values
+
+    def _check_sound(self, values: dict[str, float]) -> None:
+        """Stop before weights are spoilt, so that no checkpoint ever holds such."""
+        wrong = [n for n, v in values.items() if not math.isfinite(v) or v > _DIVERGED]
+        if wrong:
+            learner = {"reconstruction", "supervised"} & set(wrong)
+            key = "learning_rate" if learner else "discriminator_learning_rate"
+            rate = getattr(self.config, key)
+            raise CdalError(
+                f"training diverged at step {self.step + 1}: {', '.join(wrong)} beyond all bounds",
+                f"start anew with {key} {rate / 10:g} instead of {rate:g}; what the folder holds "
+                "is of before",
+                self.run_folder,
+            )
 
     # -- results ----------------------------------------------------------------------------------
 
@@ -282,6 +290,12 @@ class Trainer:
             self.best, self.in_vain = score, 0
             Model.save(self.run_folder / "best", config, networks)
         return scores
+
+    def _draw_best(self) -> list[Path]:
+        """Draw what the best model answers for a few validation images."""
+        best = Segmenter(Model.load(self.run_folder / "best"), str(self.device))
+        folder = self.run_folder / "examples"
+        return draw_examples(best, self.validation_pairs, folder, self.config.mpp)
 
     def _judged(self, model: Model) -> tuple[ModelConfig, Scores]:
         """The model's config with the decoding that is due, and its scores if it has images."""
