@@ -100,8 +100,8 @@ def test_resuming_ends_bit_identical_to_never_stopping(data: Path, tmp_path: Pat
     resumed = train(config, data, tmp_path / "cut", resume=True)
     assert resumed.step == whole.step == 6
     for part in ("networks", "average"):
-        expected = getattr(whole, part).state_dict()
-        for name, value in getattr(resumed, part).state_dict().items():
+        expected = getattr(whole.learner, part).state_dict()
+        for name, value in getattr(resumed.learner, part).state_dict().items():
             assert torch.equal(value, expected[name]), name
     assert (
         Model.load(tmp_path / "cut" / "last").digest
@@ -149,7 +149,7 @@ def test_fine_tuning_starts_from_the_given_model(data: Path, tmp_path: Path) -> 
     init = Model.load(tmp_path / "first" / "last")
     config = config_of(steps=1, learning_rate=1e-9, discriminator_learning_rate=1e-9)
     tuned = train(config, data, tmp_path / "second", init=init)
-    weight = tuned.networks.generator.encoder.to_logits.weight
+    weight = tuned.learner.networks.generator.encoder.to_logits.weight
     torch.testing.assert_close(weight, init.networks.generator.encoder.to_logits.weight)
 
 
@@ -160,7 +160,7 @@ def test_without_attention_the_generator_sees_plain_x_t(data: Path, tmp_path: Pa
     runs = [
         train(config_of(steps=2, model=m), data, tmp_path / m.attention.mode) for m in (SMALL, none)
     ]
-    a, b = (run.networks.generator.denoiser.stem.weight for run in runs)
+    a, b = (run.learner.networks.generator.denoiser.stem.weight for run in runs)
     assert not torch.equal(a, b)
 
 
@@ -324,8 +324,8 @@ def test_a_stopped_run_is_saved_where_it_stopped(data: Path, tmp_path: Path) -> 
     with pytest.raises(Cancelled):
         Trainer(config, split(find_pairs(data), config), tmp_path / "cut", "cpu").run(stop)
     resumed = train(config, data, tmp_path / "cut", resume=True)
-    for name, value in whole.networks.state_dict().items():
-        assert torch.equal(value, resumed.networks.state_dict()[name]), name
+    for name, value in whole.learner.networks.state_dict().items():
+        assert torch.equal(value, resumed.learner.networks.state_dict()[name]), name
 
 
 def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def fine_tune(
     device: str,
     init: Model,
     report: Report | None = None,
+    devices: int = 1,
 ) -> Outcome:
     """Fine-tune to the few `pairs`, each patient held out in turn; RUN/best is what to use.
 
@@ -118,15 +119,17 @@ def fine_tune(
             [pair for pair in pairs if pair.patient == patient],
         )
         out = config.model_copy(update={"validation": tuple(pair.stem for pair in sides[1])})
-        Trainer(out, sides, run / _HELD_OUT / patient, device, init=init).run(report)
-        outcomes += filter(None, [outcome_of(run / _HELD_OUT / patient, config)])
+        folder = run / _HELD_OUT / patient
+        Trainer(out, sides, folder, device, init=init, devices=devices).run(report)
+        outcomes += filter(None, [outcome_of(folder, config)])
     outcome = Outcome(
         _mean([each.before for each in outcomes]),
         _mean([each.after for each in outcomes]),
         deciding_score(config),
     )
     if outcome.better:
-        best = Model.load(Trainer(config, (pairs, []), run / "all", device, init=init).run(report))
+        every = Trainer(config, (pairs, []), run / "all", device, init=init, devices=devices)
+        best = Model.load(every.run(report))
     else:
         best = init
     Model.save(run / "best", best.config, best.networks)
