@@ -113,8 +113,7 @@ def _jobs(data: Path, model: str, config: Path | None, runs: list[Path]) -> list
     """What is scored; a fine-tuning that held out one after the other is a run for each."""
     from ..config import TrainConfig
     from ..training.dataset import find_pairs
-    from ..training.finetune import held_out_runs
-    from ..training.splits import split
+    from ..training.splits import held_out_runs, split
 
     pairs = find_pairs(data)
     if not runs and config is None:

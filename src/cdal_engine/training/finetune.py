@@ -17,11 +17,11 @@ from ..model import Model
 from .curves import read_rows
 from .dataset import Pair
 from .loop import Report, Trainer, deciding_score
+from .splits import HELD_OUT
 from .validation import Scores
 
-__all__ = ["Outcome", "defaults", "fine_tune", "held_out_runs", "is_leave_one_out", "outcome_of"]
+__all__ = ["Outcome", "defaults", "fine_tune", "is_leave_one_out", "outcome_of"]
 
-_HELD_OUT = "held-out"  # folder of a run for each patient
 _FEW = 5  # patients; fewer are held out one by one
 
 
@@ -85,11 +85,6 @@ def is_leave_one_out(pairs: list[Pair], config: TrainConfig) -> bool:
     return not chosen and len({pair.patient for pair in pairs}) < _FEW
 
 
-def held_out_runs(run: Path) -> list[Path]:
-    """Runs of a fine-tuning that held out one patient after the other; none of any other run."""
-    return sorted(path.parent for path in (run / _HELD_OUT).glob("*/config.yaml"))
-
-
 def fine_tune(
     config: TrainConfig,
     pairs: list[Pair],
@@ -119,7 +114,7 @@ def fine_tune(
             [pair for pair in pairs if pair.patient == patient],
         )
         out = config.model_copy(update={"validation": tuple(pair.stem for pair in sides[1])})
-        folder = run / _HELD_OUT / patient
+        folder = run / HELD_OUT / patient
         Trainer(out, sides, folder, device, init=init, devices=devices).run(report)
         outcomes += filter(None, [outcome_of(folder, config)])
     outcome = Outcome(
