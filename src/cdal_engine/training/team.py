@@ -11,11 +11,12 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from multiprocessing.synchronize import Barrier
-from threading import BrokenBarrierError
 from typing import Any, Literal
 
 import torch
@@ -29,12 +30,10 @@ from ..errors import CdalError
 
 __all__ = ["Team"]
 
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else each process tells its rank
 
 Prepare = Callable[..., Callable[[], None]]
 _PATIENCE = timedelta(days=1)  # with the leader, which validates while the others wait
-
-
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else each process tells its rank
 
 
 class _Place(LightningEnvironment):
@@ -177,14 +176,17 @@ class Team:
         try:
             for process in others:
                 process.start()
+            while ready.n_waiting < len(others):
+                if not all(process.is_alive() for process in others):
+                    raise CdalError(
+                        "one of the devices' processes failed",
+                        "see its error above, or use --devices 1",
+                    )
+                time.sleep(0.05)
             with _met(self, ready):
                 yield
                 for process in others:
                     process.join()
-        except BrokenBarrierError:
-            raise CdalError(
-                "one of the devices' processes failed", "see its error above, or use --devices 1"
-            ) from None
         finally:
             for process in others:
                 process.kill()  # none writes anything
@@ -211,15 +213,20 @@ def _work(
     """What a process other than the leader does."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the leader decides when all end
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_leader, daemon=True).start()
     torch.set_num_threads(threads)
-    try:
-        team = Team(*place)
-        work = prepare(team, *arguments)
-    except BaseException:
-        ready.abort()
-        raise
+    team = Team(*place)
+    work = prepare(team, *arguments)
     with _met(team, ready):
         work()
+
+
+def _end_with_leader() -> None:
+    """Leave nothing behind where the leader was killed, whatever this process waits for."""
+    leader = multiprocessing.parent_process()
+    assert leader is not None
+    leader.join()
+    os._exit(1)
 
 
 def _free_port() -> int:
