@@ -87,6 +87,7 @@ def losses_of(config: TrainConfig, data: Path, run: Path, devices: int) -> tuple
     return trainer, [row for row in rows if "dice" not in row]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_parameters(data: Path, tmp_path: Path) -> None:
     """Norms' statistics and optimisers' state included, though each sees other crops."""
     (data / "config.yaml").write_text(config_of().model_dump_json())
@@ -104,6 +105,7 @@ def test_two_processes_have_the_same_parameters(data: Path, tmp_path: Path) -> N
             assert torch.equal(moments["exp_avg"], second[name]["state"][n]["exp_avg"])
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(data: Path, tmp_path: Path) -> None:
     """With norms that keep their statistics, the loss of every step is that of one process."""
     config = config_of(frozen=0.5)
@@ -120,6 +122,7 @@ def test_two_processes_make_the_steps_of_one(data: Path, tmp_path: Path) -> None
     Model.load(tmp_path / "two" / "best")
 
 
+@pytest.mark.slow
 def test_several_devices_are_resumed_and_stopped_as_one(data: Path, tmp_path: Path) -> None:
     config, pairs = config_of(frozen=0.5), split(find_pairs(data), config_of())
     whole, _ = losses_of(config, data, tmp_path / "whole", 2)
@@ -145,6 +148,7 @@ def test_what_devices_cannot_do_is_said(data: Path, tmp_path: Path) -> None:
         Team("cpu", 1000)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_run(data: Path, tmp_path: Path) -> None:
     config = config_of()
     training, validation = split(find_pairs(data), config)
