@@ -16,7 +16,8 @@ from cdal_engine.losses import SupervisedLoss
 from cdal_engine.networks import Features, Generator
 from cdal_engine.networks.blocks import conv, depth_to_space
 from cdal_engine.networks.condition_encoder import supervised_answer
-from cdal_engine.training.loop import Trainer, update_average
+from cdal_engine.training.learner import learning_rate_factor, update_average
+from cdal_engine.training.loop import Trainer
 
 RANK = 10  # of the covariance of a stochastic segmentation network, as in its paper
 DRAWS = 10  # of the logits, for its likelihood
@@ -104,13 +105,12 @@ def train_stochastic(trainer: Trainer) -> StochasticSegmentation:
     """
     config = trainer.config
     torch.manual_seed(config.seed)
-    network = StochasticSegmentation(config.model).to(trainer.device)
+    network = StochasticSegmentation(config.model).to(trainer.team.device)
     average = copy.deepcopy(network)
     supervised = SupervisedLoss(config.model.label_channels)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    for step, (images, x_0) in zip(range(config.steps), trainer.batches(), strict=False):
-        trainer.step = step
-        rate = config.learning_rate * trainer.learning_rate_factor(step / config.steps)
+    for step, (images, x_0) in zip(range(config.steps), trainer.learner.batches(), strict=False):
+        rate = config.learning_rate * learning_rate_factor(config, step, step / config.steps)
         optimizer.param_groups[0]["lr"] = rate
         features = network.encode(images)
         truth = x_0.argmax(dim=1)

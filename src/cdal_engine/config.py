@@ -63,6 +63,8 @@ class ImageConfig(_Frozen):
     mean: tuple[float, ...] = (0.66, 0.47, 0.66)
     std: tuple[float, ...] = (0.2, 0.21, 0.17)
     slice_axis: Literal[-3, -2, -1] = -1  # of a volume's array: slices lie across this axis
+    # Of a volume's slice, on either side: the network sees them as further channels.
+    neighbours: Annotated[int, Field(ge=0, le=4)] = 0
 
     @model_validator(mode="after")
     def _one_constant_per_channel(self) -> Self:
@@ -70,7 +72,14 @@ class ImageConfig(_Frozen):
             len(self.mean) == len(self.std) == self.channels
         ):
             raise ValueError("mean and std need one value per image channel")
+        if self.neighbours and (self.channels != 1 or self.normalisation != "percentile"):
+            raise ValueError("neighbours are for volumes: one channel, normalised by percentiles")
         return self
+
+    @property
+    def planes(self) -> int:
+        """Channels that the network sees."""
+        return self.channels * (1 + 2 * self.neighbours)
 
 
 class NetworkConfig(_Frozen):
@@ -188,7 +197,7 @@ class ModelConfig(_Frozen):
         """Refuse what contradicts the published parameters, which the network is built from."""
         diffusion = self.diffusion
         said = {
-            "image.channels": (self.image.channels, network.image_channels),
+            "image.channels": (self.image.planes, network.image_channels),
             "channels of target and classes": (self.label_channels, network.num_channels),
             "diffusion.steps": (diffusion.steps, network.num_timesteps),
             "diffusion.beta_min": (diffusion.beta_min, network.beta_min),
@@ -253,6 +262,8 @@ class TrainConfig(_Frozen):
     warmup: Annotated[int, Field(ge=0)] = 100  # optimiser steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per optimiser step
     augment: bool = True
+    # Megabytes of decoded images and labels that are kept; what is beyond is read for each crop.
+    cache_mb: Annotated[int, Field(ge=0)] = 8000
     # "any": turned and mirrored at will; "upright": tilted a little, where left, right, up and
     # down mean something, as in X-rays and MRI.
     orientation: Literal["any", "upright"] = "any"

@@ -218,13 +218,13 @@ def limits_of(x: Tensor) -> Limits:
 
 
 def normalise(x: Tensor, config: ImageConfig, limits: Limits | None = None) -> Tensor:
-    """Normalise (C, H, W) intensities of a whole image: 0 … 1 for `constant`, any otherwise.
+    """Normalise (..., C, H, W) intensities of a whole image: 0 … 1 for `constant`, any otherwise.
 
     `limits` are those of the volume that the image is a slice of; None: its own.
     """
     if config.normalisation == "constant":
         shape = (-1, 1, 1)
-        mean, std = torch.tensor(config.mean).view(shape), torch.tensor(config.std).view(shape)
+        mean, std = x.new_tensor(config.mean).view(shape), x.new_tensor(config.std).view(shape)
         normalised: Tensor = (x - mean) / std
         return normalised
     low, high = limits_of(x) if limits is None else limits
@@ -244,7 +244,7 @@ def prepare(
     Parameters
     ----------
     image : ndarray
-        (H, W) or (H, W, C) of a boolean, integer or float type.
+        (H, W) or (H, W, C) of a boolean, integer or float type; see `volume.with_neighbours`.
     config : ImageConfig
     largest : float, optional
         Of `largest_intensity`, where `image` is a part of a larger one; by default its own.
@@ -257,10 +257,12 @@ def prepare(
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     channels = 1 if image.ndim == 2 else image.shape[2] if image.ndim == 3 else 0
-    if channels != config.channels:
+    if channels == 1 and config.neighbours:  # a slice by itself is its own neighbours
+        image, channels = np.stack([image] * config.planes, axis=-1), config.planes
+    if channels != config.planes:
         kind = {1: "grayscale", 3: "RGB"}
         raise CdalError(
-            f"the model takes {kind[config.channels]} images ({config.channels} channels), "
+            f"the model takes {kind[config.channels]} images ({config.planes} channels), "
             f"got {kind.get(channels, 'an array')} of shape {image.shape}",
             "choose a model for this kind of image, see `cdal models list`",
         )

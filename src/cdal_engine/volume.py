@@ -18,7 +18,7 @@ from .errors import CdalError
 from .preparation import limits_of, normalise
 from .segmenter import Progress, Segmentation, Segmenter
 
-__all__ = ["check_takes_volumes", "normalised_slices", "segment_volume"]
+__all__ = ["check_takes_volumes", "normalised_slices", "segment_volume", "with_neighbours"]
 
 
 def check_takes_volumes(config: ModelConfig) -> None:
@@ -34,9 +34,40 @@ def check_takes_volumes(config: ModelConfig) -> None:
 
 
 def normalised_slices(voxels: NDArray[np.generic], config: ModelConfig) -> Tensor:
-    """Cut (I, J, K) voxels into (N, 1, H, W) slices, normalised by the volume's percentiles."""
+    """Cut (I, J, K) voxels into (N, C, H, W) slices, each with its neighbours as channels.
+
+    They are normalised by the volume's percentiles.
+    """
     x = _intensities(voxels).movedim(config.image.slice_axis, 0)
-    return normalise(x, config.image, limits_of(x))[:, None]
+    x, beside = normalise(x, config.image, limits_of(x)), config.image.neighbours
+    padded = torch.cat([x[:1]] * beside + [x] + [x[-1:]] * beside)
+    return padded.unfold(0, 1 + 2 * beside, 1).movedim(-1, 1)  # views: neighbours take no memory
+
+
+def with_neighbours(
+    slices: NDArray[np.generic], index: int, neighbours: int
+) -> NDArray[np.generic]:
+    """Lay a slice and its neighbours side by side, as a model takes them.
+
+    Parameters
+    ----------
+    slices : ndarray
+        (N, H, W); its first and last are repeated beyond them.
+    index : int
+        Of the slice.
+    neighbours : int
+        How many on either side: the model's `image.neighbours`.
+
+    Returns
+    -------
+    ndarray
+        (H, W), or (H, W, C) with neighbours.
+    """
+    if not neighbours:
+        alone: NDArray[np.generic] = slices[index]
+        return alone
+    beside = np.arange(index - neighbours, index + neighbours + 1)
+    return np.stack([slices[n] for n in beside.clip(0, len(slices) - 1)], axis=-1)
 
 
 def segment_volume(
@@ -81,10 +112,10 @@ def segment_volume(
     limits = limits_of(_intensities(voxels))
     slices = np.moveaxis(voxels, config.image.slice_axis, 0)
     results = []
-    for done, plane in enumerate(slices):
+    for done in range(len(slices)):
         results.append(
             segmenter.segment(
-                plane,
+                with_neighbours(slices, done, config.image.neighbours),
                 limits=limits,
                 samples=samples,
                 steps=steps,

@@ -69,8 +69,13 @@ class Plane:
         """Micrometres per pixel, one figure for both axes."""
         return math.sqrt(self.spacing[0] * self.spacing[1]) if self.spacing else None
 
-    def read(self) -> NDArray[np.generic]:
+    def read(self, neighbours: int = 0) -> NDArray[np.generic]:
         """Return the pixels, (H, W) or (H, W, 3); computes lazy data.
+
+        Parameters
+        ----------
+        neighbours : int
+            Planes of a stack on either side that a model takes as channels beside this one.
 
         Raises
         ------
@@ -78,6 +83,11 @@ class Plane:
             If the layer's data cannot be read.
         """
         try:
+            if neighbours and self.index:
+                from cdal_engine.volume import with_neighbours  # torch: only once it is needed
+
+                stack = self.data[self.index[:-1]] if self.index[:-1] else self.data
+                return np.asarray(with_neighbours(stack, self.index[-1], neighbours))
             pixels = np.asarray(self.data[self.index] if self.index else self.data)
         except MemoryError:
             raise

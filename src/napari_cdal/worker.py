@@ -85,8 +85,8 @@ class Run:
             ) from error
         job = self.job
         self._check()
-        image = job.plane.read()
         model = Model.load(job.model)
+        image = job.plane.read(model.config.image.neighbours)
         segmenter = Segmenter(model, job.device)
         self._check()
         segmentation = segmenter.segment(

@@ -1,6 +1,7 @@
 """`cdal train`, `evaluate`, `models`, `doctor` and `demo`, and what the command loads."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,12 +107,20 @@ def test_folds_are_evaluated_together(cdal: Callable, data: Path) -> None:
 def test_fine_tuning_says_what_it_was_worth(cdal: Callable, data: Path, tiny_model: Path) -> None:
     """Three images are held out one by one, and a model that is not better is not kept."""
     (data / "tune.yaml").write_text("crop: 64\nbatch_size: 1\nlearning_rate: 1.0e-9\n")
-    options = ("--init", tiny_model, "--config", data / "tune.yaml", "--steps", 1)
+    init = Path(shutil.copytree(tiny_model, data / "old"))
+    (init / "CARD.md").write_text("# Old")
+    options = ("--init", init, "--config", data / "tune.yaml", "--steps", 1)
     ended = cdal("train", data, "-o", "few", *options, "--device", "cpu")
     assert ended.code == 0, ended
     assert "3 images, each held out in turn" in ended.out
     assert "held-out images, before -> after: dice 0." in ended.out
+    assert "is the model as it was" in ended.out
     assert Path("few/best/model.safetensors").exists()
+    assert Path("few/best/CARD.md").read_text() == "# Old"
+    ended = cdal("evaluate", data, "--run", "few", "--samples", 1, "-o", "scores.json")
+    assert ended.code == 0, ended
+    runs = json.loads(Path("scores.json").read_text())["runs"].values()
+    assert [list(run["sampled"]["images"]) for run in runs] == [["case0"], ["case1"], ["case2"]]
     (data / "labels" / "case1.tif").unlink()
     (data / "images" / "case0.png").write_bytes(b"no picture")
     ended = cdal("train", data, "-o", "broken", *options)

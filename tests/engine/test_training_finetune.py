@@ -129,8 +129,8 @@ def test_a_frozen_run_resumes_bit_identical(old: Model, tmp_path: Path) -> None:
         resumed = Trainer(config, pairs, run, "cpu", resume=True)
         resumed.run()
         assert resumed.best == whole.best
-        for name, value in whole.average.state_dict().items():
-            assert torch.equal(value, resumed.average.state_dict()[name]), name
+        for name, value in whole.learner.average.state_dict().items():
+            assert torch.equal(value, resumed.learner.average.state_dict()[name]), name
 
 
 def test_it_adapts_to_another_stain_and_says_by_how_much(old: Model, tmp_path: Path) -> None:

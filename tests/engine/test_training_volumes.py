@@ -1,5 +1,6 @@
 """Volumes in training and evaluation: one normalisation, one patient, one score each."""
 
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cdal_engine.config import ImageConfig, LossConfig, ModelConfig, NetworkConfig, TrainConfig
 from cdal_engine.errors import CdalError
+from cdal_engine.io.discovery import open_source
 from cdal_engine.model import Model, Networks
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.dataset import Pair, find_pairs, load_pair
@@ -78,6 +80,10 @@ def training(**changes: object) -> TrainConfig:
     return TrainConfig(**base | changes)
 
 
+def with_image(**changes: object) -> ModelConfig:
+    return MRI.model_copy(update={"image": IMAGE.model_copy(update=changes)})
+
+
 def test_slices_share_the_statistics_of_their_volume() -> None:
     voxels, _ = phantom(0)
     voxels[:, :, 0] *= 0.1  # a dark slice stays dark
@@ -116,6 +122,40 @@ def test_each_slice_is_answered_in_its_place(segmenter: Segmenter, axis: int) ->
     alone = along.segment(np.take(voxels, 4, axis), limits=limits, samples=2)
     np.testing.assert_array_equal(np.take(result.probability, 4, axis), alone.probability)
     np.testing.assert_array_equal(np.take(result.labels, 4, axis), alone.labels)
+
+
+def test_neighbours_are_channels_and_nothing_beyond_them_counts() -> None:
+    """The answer for a slice changes with the one beside it, not with the next but one."""
+    config = with_image(neighbours=1)
+    torch.manual_seed(0)
+    model = Model("x", config, Networks(config).eval(), "")
+    beside, (voxels, _) = Segmenter(model, "cpu"), phantom(1)
+    slices, plain = normalised_slices(voxels, config), normalised_slices(voxels, MRI)
+    assert slices.shape == (9, 3, 20, 26)
+    for n in range(9):
+        for channel, other in enumerate((max(n - 1, 0), n, min(n + 1, 8))):
+            assert torch.equal(slices[n, channel], plain[other, 0])
+    whole = segment_volume(beside, voxels, samples=1, steps=0).probability
+    limits = np.percentile(voxels, (1, 99))
+    alone = beside.segment(voxels[..., 3:6], limits=limits, samples=1, steps=0).probability
+    np.testing.assert_array_equal(whole[..., 4], alone)
+    first = np.stack([voxels[..., 0], voxels[..., 0], voxels[..., 1]], axis=-1)
+    alone = beside.segment(first, limits=limits, samples=1, steps=0).probability
+    np.testing.assert_array_equal(whole[..., 0], alone)
+    voxels[8:12, 8:12, 6] = voxels[8:12, 8:12, 6][::-1].copy()  # percentiles stay
+    changed = np.abs(segment_volume(beside, voxels, samples=1, steps=0).probability - whole)
+    assert (changed.max(axis=(0, 1, 2)) > 0).tolist() == [False] * 5 + [True] * 3 + [False]
+    one = beside.segment(voxels[..., 4], limits=limits, samples=1, steps=0)  # a slice by itself
+    assert one.labels.shape == (20, 26)
+
+
+def test_neighbours_are_refused_where_they_mean_nothing(data: Path) -> None:
+    with pytest.raises(ValueError, match="neighbours are for volumes"):
+        ImageConfig(neighbours=1)
+    Image.new("L", (20, 20)).save(data / "images" / "flat.png")
+    Image.new("L", (20, 20)).save(data / "labels" / "flat.png")
+    with pytest.raises(CdalError, match=r"flat\.png: no volume"):
+        load_pair(find_pairs(data)[-1], with_image(neighbours=1), None)
 
 
 def test_progress_counts_slices_and_cancels(segmenter: Segmenter) -> None:
@@ -172,8 +212,11 @@ def test_a_volume_is_scored_as_a_volume(data: Path, segmenter: Segmenter) -> Non
                     assert scores[f"{metric}_{name}"] == pytest.approx(float(expected))
 
 
-def test_training_on_volumes_leaves_a_model_for_volumes(data: Path, tmp_path: Path) -> None:
-    config = training(orientation="upright")
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_training_on_volumes_leaves_a_model_for_volumes(
+    data: Path, tmp_path: Path, neighbours: int
+) -> None:
+    config = training(orientation="upright", model=with_image(neighbours=neighbours))
     pairs = split(find_pairs(data), config)
     best = Trainer(config, pairs, tmp_path / "run", "cpu").run()
     (drawn,) = (tmp_path / "run" / "examples").iterdir()
@@ -208,6 +251,33 @@ def test_what_is_wrong_with_volumes_is_said(data: Path, tmp_path: Path) -> None:
         load_pair(pair, MRI, None)
     with pytest.raises(CdalError, match="not one for volumes"):
         load_pair(find_pairs(data)[0], ModelConfig(), None)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_dicom_series_is_a_volume(shared_data: Path, tmp_path: Path, turned: bool) -> None:
+    """A real series beside its NIfTI labels, also if their rows were stored from below."""
+    (series,) = {path.parent for path in (shared_data / "dicom").rglob("*") if path.is_file()}
+    shutil.copytree(series, tmp_path / "images" / "case.1")
+    source = open_source(series)
+    labels = (np.arange(np.prod(source.shape)).reshape(source.shape) % 3).astype(np.uint8)
+    stored, affine = labels, source.affine
+    if turned:
+        stored = labels[:, ::-1].transpose(0, 2, 1)
+        flip = np.eye(4)
+        flip[1, 1], flip[1, 3] = -1, source.shape[1] - 1
+        affine = source.affine @ flip @ np.eye(4)[[0, 2, 1, 3]]
+    save(tmp_path / "labels" / "case.1.nii.gz", stored, affine)
+    (pair,) = find_pairs(tmp_path)
+    assert (pair.stem, pair.patient, pair.is_volume) == ("case.1", "case.1", True)
+    items = load_pair(pair, MRI, None)
+    np.testing.assert_array_equal(np.stack([y[0] for _, y in items], axis=-1), labels)
+    x = normalised_slices(source.read(), MRI)
+    assert torch.equal(torch.stack([x for x, _ in items]), x)
+    affine = affine.copy()
+    affine[:3, 3] += 1
+    save(tmp_path / "labels" / "case.1.nii.gz", stored, affine)
+    with pytest.raises(CdalError, match="affines"):
+        load_pair(pair, MRI, None)
 
 
 def test_real_volumes(shared_data: Path) -> None:

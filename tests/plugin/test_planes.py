@@ -69,6 +69,15 @@ def test_stack_gives_the_slice_the_viewer_shows(tile: NDArray[np.uint8]) -> None
     np.testing.assert_array_equal(plane.read(), stack[2])
 
 
+def test_neighbours_in_a_stack_are_read_as_channels() -> None:
+    stack = np.arange(2 * 5 * 6 * 7, dtype=np.uint16).reshape(2, 5, 6, 7)
+    for data in (stack, da.from_array(stack, chunks=(1, 2, 6, 7))):
+        plane = plane_of(Image(data), (1, 4, 0, 0))
+        expected = np.stack([stack[1, 3], stack[1, 4], stack[1, 4]], axis=-1)
+        np.testing.assert_array_equal(plane.read(1), expected)
+        np.testing.assert_array_equal(plane.read(), stack[1, 4])
+
+
 @pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")  # napari's, about what it shows
 def test_plane_of_a_stack_lies_where_the_stack_has_it(tile: NDArray[np.uint8]) -> None:
     affine = np.eye(4)

@@ -24,6 +24,7 @@ _PACKAGES = (
     "nibabel",
     "SimpleITK",
     "monai",
+    "lightning-fabric",
     "napari",
 )
 

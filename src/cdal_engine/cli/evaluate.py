@@ -2,9 +2,8 @@
 
 import json
 import math
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -14,6 +13,7 @@ from .progress import bars
 from .threads import use_available_processors
 
 if TYPE_CHECKING:
+    from ..config import ModelConfig
     from ..training.dataset import Pair
 
 Means = dict[str, dict[str, float]]  # of each answer, each metric
@@ -55,62 +55,82 @@ def evaluate(
         raise CdalError("is a folder, not a file", "name a file with -o", output)
     use_available_processors()
     jobs = _jobs(data, model, config, run or [])
+    segmenters = [Segmenter(Model.load(job.model), device, tile) for job in jobs]
+    for segmenter in segmenters:
+        segmenter.check_options(samples, steps, tile_mode)
+    answers = [_answers(segmenter.model.config, steps) for segmenter in segmenters]
+    options = {"samples": samples, "steps": steps, "seed": seed, "tile_mode": tile_mode}
     reports: dict[str, dict[str, object]] = {}
     means: dict[str, Means] = {}
-    with bars(2 * sum(len(pairs) for _, _, pairs, _ in jobs)) as shown:
+    total = sum(len(each) * len(job.pairs) for each, job in zip(answers, jobs, strict=True))
+    with bars(total) as shown:
 
-        def on_image(stem: str, _: dict[str, float]) -> None:
+        def on_image(stem: str) -> None:
             shown.start(stem)
             shown.finish()
 
-        for name, path, pairs, trained_at in jobs:
-            segmenter = Segmenter(Model.load(path), device, tile)
-            segmenter.check_options(samples, steps, tile_mode)
-            reports[name] = {
+        for job, segmenter, each in zip(jobs, segmenters, answers, strict=True):
+            evaluations = validation.evaluate_each(
+                segmenter,
+                job.pairs,
+                list(each.values()),
+                mpp=mpp or job.mpp,
+                samples=samples,
+                seed=seed,
+                tile_mode=tile_mode,
+                on_image=on_image,
+            )
+            scored = dict(zip(each, evaluations, strict=True))
+            means[job.name] = {answer: scores.mean for answer, scores in scored.items()}
+            reports[job.name] = {
                 "model": {"name": segmenter.model.name, "digest": segmenter.model.digest},
-                "samples": samples,
-                "steps": steps,
-                "seed": seed,
-                "tile_mode": tile_mode,
+                **options,
+                **{answer: {"mean": e.mean, "images": e.images} for answer, e in scored.items()},
             }
-            answers = {"sampled": steps}
-            if segmenter.model.config.network.has_head:
-                answers["supervised"] = 0
-            score = partial(validation.evaluate, segmenter, pairs, mpp=mpp or trained_at)
-            for answer, n in answers.items():
-                scores = score(
-                    samples=samples, steps=n, seed=seed, tile_mode=tile_mode, on_image=on_image
-                )
-                means.setdefault(name, {})[answer] = scores.mean
-                reports[name][answer] = {"mean": scores.mean, "images": scores.images}
-    report = {"runs": reports, **_over(means)} if run else reports[model]
-    _show(_over(means))
+    over = _over(means)
+    _show(over)
     if output is not None:
+        report = {"runs": reports, **over} if run else reports[model]
         write_aside(output, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
 
 
-def _jobs(
-    data: Path, model: str, config: Path | None, runs: list[Path]
-) -> list[tuple[str, str | Path, "list[Pair]", float | None]]:
-    """What is scored: a name, its model, the pairs it is scored on, and their µm per pixel."""
+def _answers(model: "ModelConfig", steps: int | None) -> dict[str, int | None]:
+    """Which answers are scored, and in how many steps each is given."""
+    sampled: dict[str, int | None] = {"sampled": steps}
+    return sampled | ({"supervised": 0} if model.network.has_head else {})
+
+
+class _Job(NamedTuple):
+    """A model, the pairs it is scored on, and the µm per pixel that it was trained with."""
+
+    name: str
+    model: str | Path
+    pairs: "list[Pair]"
+    mpp: float | None
+
+
+def _jobs(data: Path, model: str, config: Path | None, runs: list[Path]) -> list[_Job]:
+    """What is scored; a fine-tuning that held out one after the other is a run for each."""
     from ..config import TrainConfig
     from ..training.dataset import find_pairs
-    from ..training.splits import split
+    from ..training.splits import held_out_runs, split
 
     pairs = find_pairs(data)
     if not runs and config is None:
-        return [(model, model, pairs, None)]
+        return [_Job(model, model, pairs, None)]
     if runs and config is not None:
         raise CdalError("--run says what is held out itself", "leave --config out")
     chosen: list[tuple[str, str | Path, Path]] = [
-        (str(run), run / "best", run / "config.yaml") for run in runs
+        (str(run), run / "best", run / "config.yaml")
+        for given in runs
+        for run in held_out_runs(given) or [given]
     ]
     if config is not None:
         chosen = [(model, model, config)]
-    jobs: list[tuple[str, str | Path, list[Pair], float | None]] = []
+    jobs = []
     for name, path, file in chosen:
         settings = TrainConfig.from_file(file)
-        jobs.append((name, path, split(pairs, settings)[1], settings.mpp))
+        jobs.append(_Job(name, path, split(pairs, settings)[1], settings.mpp))
     return jobs
 
 

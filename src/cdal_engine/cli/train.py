@@ -38,6 +38,9 @@ def train(
         int | None, typer.Option(min=1, help="Which of --folds is held out, from 1.")
     ] = None,
     device: options.Device = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="GPUs, or processes on the CPU, that share each batch.")
+    ] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")
     ] = False,
@@ -65,22 +68,31 @@ def train(
     if start and not known and finetune.is_leave_one_out(found, settings):
         typer.echo(f"{len(found)} images, each held out in turn; run: {run}")
         outcome = _watched(
-            lambda report: finetune.fine_tune(settings, found, run, device, start, report),
+            lambda report: finetune.fine_tune(settings, found, run, device, start, report, devices),
             "start again with another -o",
         )
     else:
         pairs = split(found, settings, known)
         typer.echo(f"{len(pairs[0])} training and {len(pairs[1])} validation images; run: {run}")
-        trainer = Trainer(settings, pairs, run, device, resume, start, known)
+        trainer = Trainer(settings, pairs, run, device, resume, start, known, devices)
         _watched(trainer.run, f"saved; go on with --resume -o {run}")
         outcome = finetune.outcome_of(run, settings)
     if outcome is not None:
         typer.echo(f"{outcome}")
-    best = run / "best"
-    if outcome is None or outcome.better:
+    _say_best(run / "best", init, outcome is None or outcome.better)
+
+
+def _say_best(best: Path, init: str | None, learned: bool) -> None:
+    """Say what `best` is; a model as it was keeps its card."""
+    from ..io.records import write_aside
+    from ..weights import find
+
+    if learned:
         typer.echo(f"best model: {best}; use it with --model {best}")
-    else:
-        typer.echo(f"fine-tuning did not make it better: {best} is the model as it was")
+        return
+    typer.echo(f"fine-tuning did not make it better: {best} is the model as it was")
+    if init is not None and (card := find(init) / "CARD.md").is_file():
+        write_aside(best / card.name, card.read_bytes())
 
 
 def _watched(work: Callable[[_Report], _T], saved: str) -> _T:

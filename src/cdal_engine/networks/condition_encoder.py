@@ -40,7 +40,7 @@ class ConditionEncoder(nn.Module):
         net = config.amortized
         dims, widths = net.spatial_dims, net.widths
         pairs = list(pairwise(widths))
-        self.stem = conv(dims, config.image.channels * 2**dims, widths[0])
+        self.stem = conv(dims, config.image.planes * 2**dims, widths[0])
         self.down = nn.ModuleList(
             [ResidualBlock(dims, widths[0], widths[0])]
             + [ResidualBlock(dims, a, b, stride=2) for a, b in pairs]

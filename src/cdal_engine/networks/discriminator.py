@@ -40,7 +40,7 @@ class Discriminator(nn.Module):
         super().__init__()
         net = config.amortized
         dims, widths = net.spatial_dims, net.discriminator_widths
-        c_in = 2 * config.label_channels + config.image.channels * 2**dims
+        c_in = 2 * config.label_channels + config.image.planes * 2**dims
         self.level = LevelEmbedding(widths[0])
         self.stages = nn.ModuleList(
             _Stage(dims, a, b, 1 if i == 0 else 2, widths[0])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..config import ModelConfig, TrainConfig
 from ..errors import CdalError, together
+from .cache import Items
 from .dataset import Item, Pair, load_pair
 
 __all__ = ["load_checked"]
@@ -16,7 +17,7 @@ def load_checked(
     sides: tuple[Sequence[Pair], Sequence[Pair]],
     config: TrainConfig,
     known: Sequence[CdalError] = (),
-) -> list[Item]:
+) -> Items:
     """Read and check training and validation pairs, and return what is learned from.
 
     Parameters
@@ -35,7 +36,7 @@ def load_checked(
         target; one image on both sides under two names; classes that no label has.
     """
     problems = list(known)
-    items: list[Item] = []
+    items, ids = Items(config), set[int]()
     seen: dict[str, Pair] = {}
     for pairs, keep in zip(sides, (True, False), strict=True):
         here: dict[str, Pair] = {}
@@ -52,10 +53,11 @@ def load_checked(
                 problems.append(CdalError(reason, remedy, pair.image))
             here[digest] = pair
             if keep:
-                items += loaded
+                items.add(pair, loaded)
+                ids.update(int(i) for _, y in loaded for i in y.unique())
         seen |= here
     if items:
-        problems += _absent(items, config.model)
+        problems += _absent(ids - {0}, config.model)
     if problems:
         raise together(problems)
     return items
@@ -69,9 +71,8 @@ def _digest(items: list[Item]) -> str:
     return digest.hexdigest()
 
 
-def _absent(items: list[Item], model: ModelConfig) -> list[CdalError]:
+def _absent(ids: set[int], model: ModelConfig) -> list[CdalError]:
     """Classes that cannot be learned, as no training label has them."""
-    ids = {int(i) for _, y in items for i in y.unique()} - {0}
     if model.target != "classes":
         return [] if ids else [CdalError("all training labels are empty", "check the label files")]
     return [

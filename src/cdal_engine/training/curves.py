@@ -41,7 +41,7 @@ def draw_curves(rows: list[Row], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     for name in ("reconstruction", "supervised", "adversarial", "discriminator"):
         points = [(r["step"], r[name]) for r in rows if name in r]
-        left.plot(*zip(*points, strict=True), label=name) if points else None
+        left.plot(*zip(*points, strict=True), ".-", label=name) if points else None
     for name in ("dice", "dice_one_sample", "pairwise_dice", "aji", "pq"):
         points = [(r["step"], r[name]) for r in rows if name in r]
         right.plot(*zip(*points, strict=True), "o-", label=name) if points else None

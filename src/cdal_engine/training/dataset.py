@@ -19,7 +19,7 @@ from ..errors import CdalError, together
 from ..io.discovery import open_source
 from ..preparation import grid_scale, normalise, prepare, resample
 from ..volume import check_takes_volumes, normalised_slices
-from .volumes import VOLUME_SUFFIXES, read_volume_pair
+from .volumes import VOLUME_SUFFIXES, is_volume, read_volume_pair
 
 __all__ = ["Item", "Pair", "find_pairs", "load_pair", "match_files", "read_pair"]
 
@@ -44,7 +44,7 @@ class Pair:
     @property
     def is_volume(self) -> bool:
         """Whether it is taken slice by slice; its slices are always on one side of a split."""
-        return self.image.name.lower().endswith(VOLUME_SUFFIXES)
+        return is_volume(self.image)
 
     @property
     def patient(self) -> str:
@@ -129,7 +129,8 @@ def match_files(folder: Path) -> tuple[list[Pair], list[CdalError]]:
 def _by_stem(folder: Path, problems: list[CdalError]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
+        known = is_volume(path) or path.suffix.lower() in SUFFIXES
+        if not known or path.name.startswith("."):
             continue
         stem = _stem(path)
         if stem in files:
@@ -140,6 +141,8 @@ def _by_stem(folder: Path, problems: list[CdalError]) -> dict[str, Path]:
 
 
 def _stem(path: Path) -> str:
+    if path.is_dir():
+        return path.name
     return path.stem.removesuffix(".nii") if path.suffix == ".gz" else path.stem
 
 
@@ -177,7 +180,7 @@ def load_pair(pair: Pair, model: ModelConfig, mpp: float | None) -> list[Item]:
     except CdalError as error:
         raise error.at(pair.image) from None
     if model.target != "classes":
-        # Ids of any size: augmentation keeps those below 2**24.
+        # Ids of any size: these fit 32 bits.
         numbers = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
         labels = numbers + int(labels.min() > 0)
     y = torch.from_numpy(labels.astype(np.int32))[None]
@@ -211,6 +214,8 @@ def read_pair(
         image, labels = read_volume_pair(pair.image, pair.label)
         size = image.shape
     else:
+        if model.image.neighbours:
+            raise CdalError("no volume, it has no neighbours", "use model.image.neighbours: 0")
         source = open_source(pair.image)
         image, labels = source.read(), _read_labels(pair.label)
         size = image.shape[:2]

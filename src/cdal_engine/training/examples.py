@@ -26,13 +26,14 @@ _TRUTH, _MISSED, _WRONG = (0, 220, 90), (40, 90, 255), (255, 60, 0)
 
 def draw_examples(
     segmenter: Segmenter, pairs: Sequence[Pair], folder: Path, mpp: float | None
-) -> None:
+) -> list[Path]:
     """Write a picture STEM.png of a few pairs: an image, or the fullest slice of a volume.
 
-    True outlines are green, what is missed or of another class blue, what is made up red.
+    True outlines are green, what is missed or of another class blue, what is made up red. Returns
+    the pictures' paths.
     """
     folder.mkdir(exist_ok=True)
-    config = segmenter.model.config
+    config, pictures = segmenter.model.config, []
     for pair in pairs[:: -(-len(pairs) // _MANY)]:
         image, truth, own = read_pair(pair, config, mpp)
         found = answered(segmenter, pair, image, own).labels
@@ -51,7 +52,9 @@ def draw_examples(
             picture[where] = (picture[where] + np.array(colour)) // 2
         png = BytesIO()
         Image.fromarray(picture).save(png, "PNG")
-        write_aside(folder / f"{pair.stem}.png", png.getvalue())
+        pictures.append(folder / f"{pair.stem}.png")
+        write_aside(pictures[-1], png.getvalue())
+    return pictures
 
 
 def _as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:

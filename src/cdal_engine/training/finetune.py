@@ -17,6 +17,7 @@ from ..model import Model
 from .curves import read_rows
 from .dataset import Pair
 from .loop import Report, Trainer, deciding_score
+from .splits import HELD_OUT
 from .validation import Scores
 
 __all__ = ["Outcome", "defaults", "fine_tune", "is_leave_one_out", "outcome_of"]
@@ -91,6 +92,7 @@ def fine_tune(
     device: str,
     init: Model,
     report: Report | None = None,
+    devices: int = 1,
 ) -> Outcome:
     """Fine-tune to the few `pairs`, each patient held out in turn; RUN/best is what to use.
 
@@ -111,15 +113,18 @@ def fine_tune(
             [pair for pair in pairs if pair.patient != patient],
             [pair for pair in pairs if pair.patient == patient],
         )
-        Trainer(config, sides, run / "held-out" / patient, device, init=init).run(report)
-        outcomes += filter(None, [outcome_of(run / "held-out" / patient, config)])
+        out = config.model_copy(update={"validation": tuple(pair.stem for pair in sides[1])})
+        folder = run / HELD_OUT / patient
+        Trainer(out, sides, folder, device, init=init, devices=devices).run(report)
+        outcomes += filter(None, [outcome_of(folder, config)])
     outcome = Outcome(
         _mean([each.before for each in outcomes]),
         _mean([each.after for each in outcomes]),
         deciding_score(config),
     )
     if outcome.better:
-        best = Model.load(Trainer(config, (pairs, []), run / "all", device, init=init).run(report))
+        every = Trainer(config, (pairs, []), run / "all", device, init=init, devices=devices)
+        best = Model.load(every.run(report))
     else:
         best = init
     Model.save(run / "best", best.config, best.networks)

@@ -20,7 +20,7 @@ def freeze(encoder: nn.Module, trunk: bool) -> None:
         Whether the trunk, all of the encoder but its heads, keeps its weights, too.
     """
     for module in encoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             module.eval()
     for name in _TRUNK:
         getattr(encoder, name).requires_grad_(not trunk)

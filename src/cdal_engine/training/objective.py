@@ -6,6 +6,7 @@ from it. The discriminator tells (x_{t-1}, x_t) from (x̂_{t-1}, x_t), both give
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from ..losses import (
 )
 from ..model import Networks
 from ..networks import Features, to_label_grid
+from .team import Team
 
 __all__ = ["Noised", "Objective"]
 
@@ -53,25 +55,28 @@ class Noised(NamedTuple):
 
 
 class Objective:
-    """Losses of a training config, on one device."""
+    """Losses of a training config, of this device's rows of a batch."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: TrainConfig, team: Team) -> None:
+        self.config, self.team, self.device = config, team, team.device
         self.schedule = NoiseSchedule.variance_preserving(config.model.diffusion)
         self.supervised_loss = SupervisedLoss(config.model.label_channels)
 
     def noised(self, images: Tensor, x_0: Tensor, draw: torch.Generator) -> Noised:
         """Draw t, x_{t-1} and x_t for a batch."""
         on_grid = to_label_grid(x_0, self.config.model.diffusion.label_scale)
-        t = torch.randint(1, self.schedule.steps + 1, (len(x_0),), generator=draw)
+        t = self.team.share(partial(self._levels, draw), (len(x_0),))
         x_prev = q_sample(self.schedule, on_grid, t - 1, self.gaussian(on_grid.shape, draw))
         x_t = q_step(self.schedule, x_prev, t, self.gaussian(on_grid.shape, draw))
         level = self.schedule.fraction(t).to(self.device)
         return Noised(images, x_0, on_grid, x_prev, x_t, t, level)
 
+    def _levels(self, draw: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(1, self.schedule.steps + 1, shape, generator=draw)
+
     def gaussian(self, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
         """Unit Gaussian numbers, the same on every device."""
-        noise = torch.randn(shape, generator=draw).to(self.device)
+        noise = self.team.share(partial(torch.randn, generator=draw), shape).to(self.device)
         return noise.contiguous(memory_format=torch.channels_last) if noise.ndim == 4 else noise
 
     def predicted(
@@ -130,5 +135,8 @@ class Objective:
         return {
             "reconstruction": squared_error(batch.x_0, x_0_pred),
             "adversarial": generator_adversarial_loss(fake.float()),
-            "supervised": self.supervised_loss(features.logits, batch.x_0),
+            # Its Dice is of a whole batch's pixels together.
+            "supervised": self.supervised_loss(
+                self.team.gathered(features.logits), self.team.gathered(batch.x_0)
+            ),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from ..config import TrainConfig
 from ..errors import CdalError, together
 from .dataset import Pair
 
-__all__ = ["split"]
+__all__ = ["HELD_OUT", "held_out_runs", "split"]
+
+HELD_OUT = "held-out"  # folder of a run for each patient, where all are held out in turn
 
 
 def split(
@@ -63,3 +66,8 @@ def _held_out(pairs: list[Pair], config: TrainConfig) -> set[str]:
             "add them to `validation`",
         )
     return held_out
+
+
+def held_out_runs(run: Path) -> list[Path]:
+    """Runs of a fine-tuning that held out one patient after the other; none of any other run."""
+    return sorted(path.parent for path in (run / HELD_OUT).glob("*/config.yaml"))

@@ -15,7 +15,7 @@ from ..segmenter import Segmentation, Segmenter
 from ..volume import segment_volume
 from .dataset import Pair, read_pair
 
-__all__ = ["Evaluation", "Scores", "answered", "evaluate", "score"]
+__all__ = ["Evaluation", "Scores", "answered", "evaluate", "evaluate_each", "score"]
 
 Scores = dict[str, float]
 
@@ -160,21 +160,40 @@ def evaluate(
     steps: int | None = None,
     seed: int = 0,
     tile_mode: str = "overlap",
-    on_image: Callable[[str, Scores], None] | None = None,
 ) -> Evaluation:
     """Segment and score every pair; options as `Segmenter.segment`."""
-    evaluation = Evaluation({}, [], [], [])
-    config = segmenter.model.config
-    if steps == 0:
-        config = config.of_supervised_head()
+    return evaluate_each(
+        segmenter, pairs, (steps,), mpp=mpp, samples=samples, seed=seed, tile_mode=tile_mode
+    )[0]
+
+
+def evaluate_each(
+    segmenter: Segmenter,
+    pairs: Sequence[Pair],
+    steps: Sequence[int | None],
+    *,
+    mpp: float | None = None,
+    samples: int = 5,
+    seed: int = 0,
+    tile_mode: str = "overlap",
+    on_image: Callable[[str], None] | None = None,
+) -> list[Evaluation]:
+    """Evaluate as `evaluate` once for each of `steps`, every pair being read once.
+
+    `on_image` is called with a pair's stem after each of its answers.
+    """
+    evaluations = [Evaluation({}, [], [], []) for _ in steps]
     for pair in pairs:
         try:
-            image, labels, own = read_pair(pair, config, mpp)
-            result = answered(segmenter, pair, image, own, samples, steps, seed, tile_mode)
+            image, labels, own = read_pair(pair, segmenter.model.config, mpp)
+            for n, evaluation in zip(steps, evaluations, strict=True):
+                config = segmenter.model.config
+                config = config.of_supervised_head() if n == 0 else config
+                result = answered(segmenter, pair, image, own, samples, n, seed, tile_mode)
+                scores = score(result, labels.astype(np.int64), config)
+                evaluation.add(pair.stem, scores, result, labels > 0)
+                if on_image is not None:
+                    on_image(pair.stem)
         except CdalError as error:
             raise error.at(pair.image) from None
-        scores = score(result, labels.astype(np.int64), config)
-        evaluation.add(pair.stem, scores, result, labels > 0)
-        if on_image is not None:
-            on_image(pair.stem, scores)
-    return evaluation
+    return evaluations

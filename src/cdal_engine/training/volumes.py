@@ -1,23 +1,36 @@
-"""NIfTI volumes and their labels, in their own order of axes."""
+"""NIfTI volumes, DICOM series and their labels, in the volume's own order of axes."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CdalError
+from ..io.dicom import dicom_files
 from ..io.discovery import open_source
+from ..io.volumes import needed
 
-__all__ = ["VOLUME_SUFFIXES", "read_volume_pair"]
+__all__ = ["VOLUME_SUFFIXES", "is_volume", "read_volume_pair"]
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 _CLOSE = 1e-3  # mm that affines may differ by, as float32 headers do
 
 
+def is_volume(path: Path) -> bool:
+    """Whether a file's name is that of a volume, or a folder holds a DICOM series."""
+    if path.is_dir():
+        return bool(dicom_files(path))
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
 def read_volume_pair(image: Path, label: Path) -> tuple[NDArray[np.generic], NDArray[np.integer]]:
     """Read a volume and its label map, (I, J, K) each, that lie in the same place.
+
+    Labels whose axes run in another order or direction are turned, which changes no value: some
+    converters of DICOM series store the rows from below.
 
     Raises
     ------
@@ -25,7 +38,7 @@ def read_volume_pair(image: Path, label: Path) -> tuple[NDArray[np.generic], NDA
         If either cannot be read, or the affines differ.
     """
     voxels, affine = _read(image)
-    labels, labels_affine = _read(label)
+    labels, labels_affine = _turned(*_read(label), affine)
     if voxels.shape == labels.shape and not np.allclose(affine, labels_affine, atol=_CLOSE):
         most = np.abs(affine - labels_affine).max()
         raise CdalError(
@@ -38,8 +51,20 @@ def read_volume_pair(image: Path, label: Path) -> tuple[NDArray[np.generic], NDA
 
 def _read(path: Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
     source = open_source(path)
-    assert source.affine is not None  # a volume's, as the suffix says
+    if source.affine is None:
+        raise CdalError(f"is a {source.kind}, no volume", "use a folder for each series", path)
     return source.read(), source.affine
+
+
+def _turned(
+    voxels: NDArray[np.generic], affine: NDArray[np.float64], onto: NDArray[np.float64]
+) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    """Permute and flip a volume's axes so that they run as those of `onto`."""
+    orientations: Any = needed("nibabel.orientations")
+    axes = (orientations.io_orientation(each) for each in (affine, onto))
+    turn = orientations.ornt_transform(*axes)
+    back = orientations.inv_ornt_aff(turn, voxels.shape)
+    return orientations.apply_orientation(voxels, turn), affine @ back
 
 
 def _whole_numbers(labels: NDArray[np.generic], path: Path) -> NDArray[np.integer]:
