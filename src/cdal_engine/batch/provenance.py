@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..device import peak_memory_mb
 from ..errors import CdalError
 from ..io.discovery import files_of
 from ..io.records import read_run
@@ -191,7 +191,7 @@ def record_of(
             "area_mm2": None if mpp is None else height * width * (mpp / 1000) ** 2,
         }
         | _volumes(source, result),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "versions": {
             "napari-cdal": __version__,
             "python": platform.python_version(),
@@ -207,13 +207,3 @@ def _volumes(source: Source, result: Segmentation) -> Record:
     voxel = abs(float(np.linalg.det(source.affine[:3, :3])))
     sizes = zip(result.objects["class"], result.objects["area"], strict=True)
     return {"volume_mm3": {str(name): float(count) * voxel for name, count in sizes}}
-
-
-def _peak_memory_mb() -> float | None:
-    """Largest resident set of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,7 +1,5 @@
 """cdal evaluate: every metric on a folder of images and labels."""
 
-import json
-import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +9,7 @@ import typer
 from ..errors import CdalError
 from . import options
 from .progress import bars
+from .scoring import as_json, held_out
 from .threads import use_available_processors
 
 if TYPE_CHECKING:
@@ -73,11 +72,8 @@ def evaluate(
                 "seed": seed,
                 "tile_mode": tile_mode,
             }
-            answers = {"sampled": steps}
-            if segmenter.model.config.network.has_head:
-                answers["supervised"] = 0
             score = partial(validation.evaluate, segmenter, pairs, mpp=mpp or trained_at)
-            for answer, n in answers.items():
+            for answer, n in validation.answers_of(segmenter.model.config, steps).items():
                 scores = score(
                     samples=samples, steps=n, seed=seed, tile_mode=tile_mode, on_image=on_image
                 )
@@ -86,16 +82,14 @@ def evaluate(
     report = {"runs": reports, **_over(means)} if run else reports[model]
     _show(_over(means))
     if output is not None:
-        write_aside(output, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
+        write_aside(output, as_json(report))
 
 
 def _jobs(
     data: Path, model: str, config: Path | None, runs: list[Path]
 ) -> list[tuple[str, str | Path, "list[Pair]", float | None]]:
     """What is scored: a name, its model, the pairs it is scored on, and their µm per pixel."""
-    from ..config import TrainConfig
     from ..training.dataset import find_pairs
-    from ..training.splits import split
 
     pairs = find_pairs(data)
     if not runs and config is None:
@@ -109,8 +103,7 @@ def _jobs(
         chosen = [(model, model, config)]
     jobs: list[tuple[str, str | Path, list[Pair], float | None]] = []
     for name, path, file in chosen:
-        settings = TrainConfig.from_file(file)
-        jobs.append((name, path, split(pairs, settings)[1], settings.mpp))
+        jobs.append((name, path, *held_out(pairs, file)))
     return jobs
 
 
@@ -140,10 +133,3 @@ def _show(over: dict[str, Means]) -> None:
         both = name in over["mean"].get("supervised", {})
         beside = f"supervised {text('supervised', name)}" if both else ""
         typer.echo(f"{name:<20} {text('sampled', name):>8}   {beside}")
-
-
-def _without_nan(value: object) -> object:
-    """Turn what no number is defined for, NaN, into null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
