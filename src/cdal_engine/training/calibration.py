@@ -20,7 +20,7 @@ from ..config import ModelConfig
 from ..model import Model
 from ..segmenter import Segmenter
 from .dataset import Pair
-from .validation import Scores, evaluate
+from .validation import Scores, answers_of, evaluate
 
 __all__ = ["best_threshold", "decoding_fitted", "fit_temperature", "tempered_mean"]
 
@@ -77,7 +77,8 @@ def decoding_fitted(
     config = model.config.with_decoding(**_UNFITTED)
     segmenter = Segmenter(replace(model, config=config), device)
     scores: Scores = {}
-    for prefix, steps in (("supervised_", 0), ("", None)):
+    for answer, steps in reversed(answers_of(config).items()):
+        prefix = "supervised_" if answer == "supervised" else ""
         evaluation = evaluate(segmenter, pairs, mpp=mpp, steps=steps)
         answers = evaluation.samples, evaluation.truths
         temperature = fit_temperature(*answers)

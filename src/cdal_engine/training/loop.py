@@ -84,15 +84,14 @@ class Trainer:
     ) -> None:
         self.config, self.run_folder, self.validation_pairs = config, run, pairs[1]
         self.device = select_device(device)
-        if config.model.network.architecture != "amortized":
-            raise CdalError("an imported model cannot be trained", "start from one of our own")
-        if config.model.amortized.spatial_dims != 2:
+        network = config.model.network
+        if network.architecture == "amortized" and network.spatial_dims != 2:
             raise CdalError("spatial_dims 3: training is 2-D so far", "use spatial_dims: 2")
         self._check_folder(resume)
         self.data = load_checked(pairs, config, known)
-        self.objective = Objective(config, self.device)
         torch.manual_seed(config.seed)
         self.networks = Networks(config.model)
+        self.objective = Objective(config, self.networks.generator, self.device)
         self.init = init
         if init is not None:
             _start_from(self.networks, init)
@@ -100,7 +99,7 @@ class Trainer:
         self.networks.requires_grad_(True)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.networks.generator.parameters(), config.learning_rate, betas=(0.9, 0.99)
+            self.networks.generator.parameters(), config.learning_rate, betas=config.betas
         )
         self.discriminator_optimizer = torch.optim.Adam(
             self.networks.discriminator.parameters(),
@@ -275,10 +274,11 @@ class Trainer:
         if self.config.frozen > 0:
             freeze(networks.generator.encoder, trunk=progress < self.config.frozen)
         draw = torch.Generator().manual_seed(hash((self.config.seed, self.step)) & 0x7FFFFFFF)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        reduced = self.device.type == "cuda" and networks.generator.reduced_precision
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
             batch = objective.noised(images, x_0, draw)
             features = networks.generator.encode(images)
-            x_0_pred = objective.predicted(networks, batch, features, draw)
+            x_0_pred = objective.shown(networks, batch, features, draw)
             x_prev_pred = objective.previous(batch, x_0_pred, draw)
             penalise = weights.r1 > 0 and self.step % weights.r1_interval == 0
             loss_d, penalty = objective.of_discriminator(
@@ -287,12 +287,9 @@ class Trainer:
             self.discriminator_optimizer.zero_grad(set_to_none=True)
             (loss_d + weights.r1 * weights.r1_interval * penalty).backward()
             self.discriminator_optimizer.step()
+            x_0_pred = objective.learned_from(networks, batch, features, x_0_pred, draw)
             losses = objective.of_generator(networks, batch, features, x_0_pred, x_prev_pred)
-        loss = (
-            losses["reconstruction"]
-            + weights.adversarial * losses["adversarial"]
-            + weights.supervised * losses["supervised"]
-        )
+        loss = torch.stack([objective.weights[k] * value for k, value in losses.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(networks.generator.parameters(), 5.0)
