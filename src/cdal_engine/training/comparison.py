@@ -195,6 +195,7 @@ def draw(compared: Sequence[Answer]) -> bytes:
     bars = cost.barh(names, seconds, color=[f"C{i}" for i in range(len(names))])
     cost.bar_label(bars, fmt="%.3g", padding=3)
     cost.set(title="Seconds a megapixel", xscale="log", xlim=(min(seconds) / 3, max(seconds) * 4))
+    cost.tick_params(axis="x", which="both", bottom=False, labelbottom=False)  # the bars say it
     cost.invert_yaxis()
     png = io.BytesIO()
     figure.savefig(png, dpi=110, format="png")
