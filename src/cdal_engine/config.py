@@ -339,7 +339,12 @@ def _read(kind: type[_T], path: Path, base: _T | None = None) -> _T:
 
 
 def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `values` in place of its own, section by section."""
+    """`base` with `values` in place of its own, section by section.
+
+    Of another architecture, nothing of the base's network has a meaning.
+    """
+    if values.get("architecture", base.get("architecture")) != base.get("architecture"):
+        return values
     both = {
         key: _laid_over(base[key], value)
         for key, value in values.items()

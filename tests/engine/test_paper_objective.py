@@ -231,6 +231,7 @@ def test_recipes_run_two_steps_on_the_first_of_their_data(
     name: str, shared_data: Path, tmp_path: Path
 ) -> None:
     recipe = TrainConfig.from_file(RECIPES / f"paper-{name}.yaml")
+    assert TrainConfig.from_file(RECIPES / f"paper-{name}.yaml", TrainConfig()) == recipe
     assert recipe.objective == "paper"
     assert recipe.model.attention.mode == "paper"
     config = small(recipe)
