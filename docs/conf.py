@@ -1,11 +1,16 @@
-"""Sphinx settings: pages in Markdown, reference from the docstrings."""
+"""Sphinx settings: pages in Markdown, reference from docstrings, commands and cards generated."""
 
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+import generated
+
 from cdal_engine import __version__
+
+generated.write(Path(__file__).parent / "_generated")
 
 project = "napari-cdal"
 author = "napari-cdal contributors"
@@ -20,7 +25,5 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.xref_missing"]  # the README links to files of the repository
 napoleon_google_docstring = False
 
-# The reference is read without the heavy libraries.
-autodoc_mock_imports = ["monai", "numpy", "safetensors", "scipy", "skimage", "torch"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -39,6 +39,7 @@ __all__ = [
 Target = Literal["binary", "classes", "nuclei"]
 Width = Annotated[int, Field(ge=4)]
 Pixels = Annotated[int, Field(ge=8)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 MAX_STEPS = 16
 MAX_MEGAPIXELS = 400  # an input is segmented whole in memory, at about 60 bytes a pixel
 
@@ -248,6 +249,9 @@ class TrainConfig(_Frozen):
     """One training run: what is learned, from how much, for how long."""
 
     model: ModelConfig = ModelConfig()
+    # "paper": D learns from the generator's answer to x_t, then the generator from squared error
+    # alone, on x_t^att of the D that has just learned; "ours": both from one answer, with `losses`.
+    objective: Literal["ours", "paper"] = "ours"
     losses: LossConfig = LossConfig()
     validation: tuple[str, ...] = ()  # file stems held out; empty: a fifth of the patients
     # (i, K): held out is the i-th, from 1, of K parts of the patients, shuffled by `seed`
@@ -258,6 +262,7 @@ class TrainConfig(_Frozen):
     batch_size: Annotated[int, Field(ge=1)] = 4
     crop: Annotated[int, Field(ge=32)] = 256  # pixels at the model's resolution
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.99)  # of the generator's Adam; D's are (0.5, 0.9)
     discriminator_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     warmup: Annotated[int, Field(ge=0)] = 100  # optimiser steps
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per optimiser step
@@ -289,12 +294,34 @@ class TrainConfig(_Frozen):
                 raise ValueError(f"fold is (i, K) with 1 <= i <= K and K from 2, got {self.fold}")
             if self.validation:
                 raise ValueError("give `validation` or `fold`, not both")
+        if self.objective == "paper" and (self.losses.adversarial or self.losses.supervised):
+            raise ValueError(
+                "objective 'paper' has neither term: losses.adversarial and losses.supervised must "
+                "be 0"
+            )
+        if isinstance(self.model.network, NcsnppConfig):
+            self._check_published(self.model.network)
         if self.losses.supervised == 0 and self.model.decode.sample_weight != 1:
             raise ValueError(
                 "losses.supervised 0 leaves no head to pool samples with: "
                 "model.decode.sample_weight must be 1"
             )
         return self
+
+    def _check_published(self, network: NcsnppConfig) -> None:
+        """Refuse what the published networks cannot be trained with."""
+        group = NcsnppConfig.group
+        wrong = {
+            f"crop must be {network.image_size}, as image_size": self.crop != network.image_size,
+            "network.discriminator must be large or small": not network.has_discriminator,
+            "losses.supervised must be 0: there is no head": self.losses.supervised > 0,
+            "frozen must be 0: the encoder has no trunk": self.frozen > 0,
+            f"batch_size must be up to {group} or a multiple of it, as D compares its rows": (
+                self.batch_size > group and self.batch_size % group > 0
+            ),
+        }
+        if any(wrong.values()):
+            raise ValueError("; ".join(rule for rule, broken in wrong.items() if broken))
 
     @classmethod
     def from_file(cls, path: Path, base: Self | None = None) -> Self:
@@ -323,7 +350,12 @@ def _read(kind: type[_T], path: Path, base: _T | None = None) -> _T:
 
 
 def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `values` in place of its own, section by section."""
+    """`base` with `values` in place of its own, section by section.
+
+    Of another architecture, nothing of the base's network has a meaning.
+    """
+    if values.get("architecture", base.get("architecture")) != base.get("architecture"):
+        return values
     both = {
         key: _laid_over(base[key], value)
         for key, value in values.items()

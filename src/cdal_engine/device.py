@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,8 @@ __all__ = [
     "memory_budget",
     "memory_reported",
     "out_of_memory",
+    "peak_memory",
+    "peak_memory_mb",
     "precision",
     "select_device",
 ]
@@ -92,3 +96,32 @@ def memory_reported() -> Iterator[None]:
         if is_out_of_memory(error):
             raise out_of_memory() from error
         raise
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident set of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], float | None]]:
+    """Measure the most memory taken while the context lasts.
+
+    Yields a function that returns megabytes: of the GPU on CUDA, else of this process; None where
+    the system cannot forget what was taken before.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) / 1e6
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted anew
+    except OSError:
+        yield lambda: None
+    else:
+        yield peak_memory_mb

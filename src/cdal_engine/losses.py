@@ -39,13 +39,13 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], x_prev: Tensor) -> Ten
     Parameters
     ----------
     discriminator : callable
-        From x_{t-1} (B, K, h, w) to patch logits, everything else held fixed.
+        From x_{t-1} (B, K, h, w) to logits (B, ...), everything else held fixed.
     x_prev : Tensor
         (B, K, h, w) real samples.
     """
     x_prev = x_prev.detach().requires_grad_(True)
     # Mean over patches, so that gamma means the same for every crop size.
-    logits = discriminator(x_prev).flatten(1).mean(dim=1).sum()
+    logits = discriminator(x_prev).reshape(len(x_prev), -1).mean(dim=1).sum()
     (gradient,) = torch.autograd.grad(logits, x_prev, create_graph=True)
     return 0.5 * gradient.square().flatten(1).sum(dim=1).mean()
 

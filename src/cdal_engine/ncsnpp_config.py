@@ -28,6 +28,7 @@ class NcsnppConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     has_head: ClassVar[bool] = False  # see `NetworkConfig`, which says the same of `amortized`
+    group: ClassVar[int] = 4  # rows of a batch that the discriminator compares
 
     architecture: Literal["ncsnpp"] = "ncsnpp"
     discriminator: DiscriminatorSize | None = None  # which one came with the generator, if any

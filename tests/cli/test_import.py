@@ -167,4 +167,4 @@ def test_evaluate_and_train_with_an_imported_model(
     assert cdal(*command, "--tile-mode", "published").code == 0
     ended = cdal("train", "data", "--init", "rgb_tiny", "-o", "run")
     assert ended.code == 2
-    assert "cannot be trained" in ended.err
+    assert "cannot be fine-tuned" in ended.err

@@ -16,8 +16,8 @@ def test_the_head_learns_from_its_own_loss_if_it_has_one(supervised: float) -> N
     config = TrainConfig(
         model={"decode": {"sample_weight": weight}}, losses={"supervised": supervised}
     )
-    objective = Objective(config, Team("cpu"))
     networks, draw = Networks(config.model), torch.Generator().manual_seed(0)
+    objective = Objective(config, networks.generator, Team("cpu"))
     images, x_0 = torch.randn(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
     batch = objective.noised(images, x_0, draw)
     features = networks.generator.encode(images)
@@ -33,8 +33,8 @@ def test_samples_are_not_pooled_with_a_head_that_learns_nothing() -> None:
 
 def test_without_attention_the_map_to_show_is_normalised_all_the_same() -> None:
     config = TrainConfig(model={"attention": {"mode": "none"}})
-    objective = Objective(config, Team("cpu"))
     networks, draw = Networks(config.model), torch.Generator().manual_seed(0)
+    objective = Objective(config, networks.generator, Team("cpu"))
     images, x_0 = torch.randn(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
     before = networks.attention.running_mean.clone()
     batch = objective.noised(images, x_0, draw)

@@ -255,10 +255,11 @@ def test_gradient_reaches_every_parameter_that_has_effect() -> None:
     generator = NcsnppGenerator(config)
     discriminators = [PublishedDiscriminator(config, size) for size in ("large", "small")]
     x_t, level = torch.randn(2, 3, 64, 64), torch.tensor([0.25, 1.0])
-    x_0 = generator(x_t, level, torch.randn(2, config.nz), torch.randn(2, 1, 64, 64))
+    image = torch.randn(2, 1, 64, 64)
+    x_0 = generator(x_t, level, torch.randn(2, config.nz), image)
     answer = x_0.square().mean()
     for discriminator in discriminators:
-        answer = answer + discriminator(x_0, x_t, level).square().mean()
+        answer = answer + discriminator(x_0, x_t, image, level).square().mean()
     answer.backward()
     without = {f"encoder.blocks.{i}.conv_0.bias" for i in range(config.condition_blocks)}
     for network in (generator, *discriminators):
@@ -300,13 +301,13 @@ def test_rows_are_compared_in_the_published_groups() -> None:
     torch.manual_seed(0)
     discriminator = PublishedDiscriminator(tiny(), "small").eval().requires_grad_(False)
     x, level = torch.randn(8, 3, 8, 8), torch.ones(8)
-    before = discriminator(x, x, level)
+    before = discriminator(x, x, x, level)
     for row in range(8):
         changed = x.clone()
         changed[row] += 1
-        differs = (discriminator(changed, changed, level) - before).abs() > 1e-6
+        differs = (discriminator(changed, changed, x, level) - before).abs() > 1e-6
         assert differs.tolist() == [other % 2 == row % 2 for other in range(8)]
-    message = error_of(lambda: discriminator(x[:6], x[:6], level[:6]))
+    message = error_of(lambda: discriminator(x[:6], x[:6], x[:6], level[:6]))
     assert "groups of 4, the batch has 6" in message
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..counts import counted
+from ..device import peak_memory_mb
 from ..errors import CdalError
 from ..io.discovery import files_of
 from ..io.records import read_run
@@ -220,7 +220,7 @@ def record_of(
         "mpp": resolution.mpp,
         "mpp_source": resolution.source,
         "counts": counts,
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "versions": {
             "napari-cdal": __version__,
             "python": platform.python_version(),
@@ -241,13 +241,3 @@ def result_counts(source: Source, resolution: Resolution, result: Segmentation) 
     sizes = zip(result.objects["class"], result.objects["area"], strict=True)
     volumes = {str(name): float(count) * voxel for name, count in sizes}
     return counted(None, 0, None, None, None) | {"volume_mm3": volumes}
-
-
-def _peak_memory_mb() -> float | None:
-    """Largest resident set of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

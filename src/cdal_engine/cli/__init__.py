@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import CdalError
-from . import batch, demo, doctor, evaluate, models, segment, train
+from . import batch, compare, demo, doctor, evaluate, models, segment, train
 from .interrupt import interruptible
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ app.command("segment")(segment.segment)
 app.command("batch")(batch.batch)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 

@@ -1,7 +1,5 @@
 """cdal evaluate: every metric on a folder of images and labels."""
 
-import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -10,10 +8,10 @@ import typer
 from ..errors import CdalError
 from . import options
 from .progress import bars
+from .scoring import as_json, held_out
 from .threads import use_available_processors
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
     from ..training.dataset import Pair
 
 Means = dict[str, dict[str, float]]  # of each answer, each metric
@@ -58,7 +56,7 @@ def evaluate(
     segmenters = [Segmenter(Model.load(job.model), device, tile) for job in jobs]
     for segmenter in segmenters:
         segmenter.check_options(samples, steps, tile_mode)
-    answers = [_answers(segmenter.model.config, steps) for segmenter in segmenters]
+    answers = [validation.answers_of(segmenter.model.config, steps) for segmenter in segmenters]
     options = {"samples": samples, "steps": steps, "seed": seed, "tile_mode": tile_mode}
     reports: dict[str, dict[str, object]] = {}
     means: dict[str, Means] = {}
@@ -90,14 +88,7 @@ def evaluate(
     over = _over(means)
     _show(over)
     if output is not None:
-        report = {"runs": reports, **over} if run else reports[model]
-        write_aside(output, (json.dumps(_without_nan(report), indent=2) + "\n").encode())
-
-
-def _answers(model: "ModelConfig", steps: int | None) -> dict[str, int | None]:
-    """Which answers are scored, and in how many steps each is given."""
-    sampled: dict[str, int | None] = {"sampled": steps}
-    return sampled | ({"supervised": 0} if model.network.has_head else {})
+        write_aside(output, as_json({"runs": reports, **over} if run else reports[model]))
 
 
 class _Job(NamedTuple):
@@ -111,9 +102,8 @@ class _Job(NamedTuple):
 
 def _jobs(data: Path, model: str, config: Path | None, runs: list[Path]) -> list[_Job]:
     """What is scored; a fine-tuning that held out one after the other is a run for each."""
-    from ..config import TrainConfig
     from ..training.dataset import find_pairs
-    from ..training.splits import held_out_runs, split
+    from ..training.splits import held_out_runs
 
     pairs = find_pairs(data)
     if not runs and config is None:
@@ -129,8 +119,7 @@ def _jobs(data: Path, model: str, config: Path | None, runs: list[Path]) -> list
         chosen = [(model, model, config)]
     jobs = []
     for name, path, file in chosen:
-        settings = TrainConfig.from_file(file)
-        jobs.append(_Job(name, path, split(pairs, settings)[1], settings.mpp))
+        jobs.append(_Job(name, path, *held_out(pairs, file)))
     return jobs
 
 
@@ -160,10 +149,3 @@ def _show(over: dict[str, Means]) -> None:
         both = name in over["mean"].get("supervised", {})
         beside = f"supervised {text('supervised', name)}" if both else ""
         typer.echo(f"{name:<20} {text('sampled', name):>8}   {beside}")
-
-
-def _without_nan(value: object) -> object:
-    """Turn what no number is defined for, NaN, into null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -15,7 +15,6 @@ from .ncsnpp_blocks import FirFilter, per_pixel, published_t, timestep_embedding
 __all__ = ["PublishedDiscriminator"]
 
 _START = 2  # channels before the first block, in multiples of `ngf`
-_GROUP = 4  # rows of a batch whose deviation is taken together
 
 
 def _leaky(x: Tensor) -> Tensor:
@@ -61,11 +60,11 @@ def _with_deviation(x: Tensor) -> Tensor:
     (B, C, h, w) to (B, C + 1, h, w). Rows b, b + B/g, b + 2 B/g, … make up a group of g.
     """
     rows, _, height, width = x.shape
-    group = min(rows, _GROUP)
+    group = min(rows, NcsnppConfig.group)
     if rows % group:
         raise CdalError(
             f"the discriminator compares rows in groups of {group}, the batch has {rows}",
-            f"take batches of up to {_GROUP} or a multiple of it",
+            f"take batches of up to {NcsnppConfig.group} or a multiple of it",
         )
     variance = x.unflatten(0, (group, rows // group)).var(dim=0, correction=0)
     deviation = (variance + 1e-8).sqrt().mean(dim=(1, 2, 3)).repeat(group)
@@ -137,6 +136,6 @@ class PublishedDiscriminator(nn.Module):
         logits: Tensor = self.to_logit(h.sum(dim=(2, 3)))
         return logits[:, 0]
 
-    def forward(self, x_prev: Tensor, x_t: Tensor, level: Tensor) -> Tensor:
-        """(B,) logits; parameters as `features`, errors as `logits`."""
+    def forward(self, x_prev: Tensor, x_t: Tensor, image: Tensor, level: Tensor) -> Tensor:
+        """(B,) logits, without a look at the image; others as `features`, errors as `logits`."""
         return self.logits(self.features(x_prev, x_t, level)[-1])

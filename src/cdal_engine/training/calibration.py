@@ -20,7 +20,7 @@ from ..config import ModelConfig
 from ..model import Model
 from ..segmenter import Segmenter
 from .dataset import Pair
-from .validation import Scores, evaluate_each
+from .validation import Scores, answers_of, evaluate_each
 
 __all__ = ["best_threshold", "decoding_fitted", "fit_temperature", "tempered_mean"]
 
@@ -77,8 +77,10 @@ def decoding_fitted(
     config = model.config.with_decoding(**_UNFITTED)
     segmenter = Segmenter(replace(model, config=config), device)
     scores: Scores = {}
-    both = evaluate_each(segmenter, pairs, (0, None), mpp=mpp)
-    for prefix, evaluation in zip(("supervised_", ""), both, strict=True):
+    kinds = dict(reversed(answers_of(config).items()))
+    evaluations = evaluate_each(segmenter, pairs, list(kinds.values()), mpp=mpp)
+    for answer, evaluation in zip(kinds, evaluations, strict=True):
+        prefix = "supervised_" if answer == "supervised" else ""
         answers = evaluation.samples, evaluation.truths
         temperature = fit_temperature(*answers)
         threshold, dice = best_threshold(*answers, temperature)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import instances
-from ..config import ModelConfig
+from ..config import ImageConfig, ModelConfig
 from ..errors import CdalError, together
 from ..io.discovery import open_source
 from ..preparation import grid_scale, normalise, prepare, resample
@@ -170,24 +170,33 @@ def load_pair(pair: Pair, model: ModelConfig, mpp: float | None) -> list[Item]:
     try:
         image, labels, own = read_pair(pair, model, mpp)
         if pair.is_volume:
-            slices = np.moveaxis(labels, model.image.slice_axis, 0).astype(np.int32)
-            y = torch.from_numpy(np.ascontiguousarray(slices))[:, None]
-            return list(zip(normalised_slices(image, model), y, strict=True))
-        scale = grid_scale(own, model.image)
+            across = np.moveaxis(labels, model.image.slice_axis, 0).astype(np.int32)
+            y = torch.from_numpy(np.ascontiguousarray(across))[:, None]
+            slices = zip(normalised_slices(image, model), y, strict=True)
+            return [_on_grid(x, y, None, model.image) for x, y in slices]
         x = prepare(image, model.image)
         if model.image.normalisation == "percentile":  # as in inference: of the file's pixels
             x = normalise(x, model.image)
+        if model.target != "classes":
+            # Ids of any size: augmentation keeps those below 2**24.
+            numbers = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
+            labels = numbers + int(labels.min() > 0)
+        return [_on_grid(x, torch.from_numpy(labels.astype(np.int32))[None], own, model.image)]
     except CdalError as error:
         raise error.at(pair.image) from None
-    if model.target != "classes":
-        # Ids of any size: these fit 32 bits.
-        numbers = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
-        labels = numbers + int(labels.min() > 0)
-    y = torch.from_numpy(labels.astype(np.int32))[None]
-    if scale != 1:
-        x = resample(x, scale)
-        y = _nearest(y, scale, (x.shape[1], x.shape[2]))
-    return [(x, y)]
+
+
+def _on_grid(x: Tensor, y: Tensor, mpp: float | None, config: ImageConfig) -> Item:
+    """Bring intensities and ids to the model's resolution, or to the one size that it has."""
+    height, width = x.shape[1:]
+    if config.mpp is None and config.resized is not None:
+        scale = config.resized[0] / height, config.resized[1] / width
+    else:
+        scale = (grid_scale(mpp, config),) * 2
+    if scale == (1, 1):
+        return x, y
+    x = resample(x, scale)
+    return x, _nearest(y, scale, (x.shape[1], x.shape[2]))
 
 
 def read_pair(
@@ -236,9 +245,9 @@ def read_pair(
     return image, labels, mpp
 
 
-def _nearest(labels: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
+def _nearest(labels: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
     """Resample (1, H, W) ids on the grid of `preparation.resample`."""
-    for axis, length in ((1, size[0]), (2, size[1])):
-        index = ((torch.arange(length) + 0.5) / scale).long().clamp(max=labels.shape[axis] - 1)
+    for axis, (length, s) in enumerate(zip(size, scale, strict=True), 1):
+        index = ((torch.arange(length) + 0.5) / s).long().clamp(max=labels.shape[axis] - 1)
         labels = labels.index_select(axis, index)
     return labels

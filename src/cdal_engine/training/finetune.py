@@ -26,7 +26,15 @@ _FEW = 5  # patients; fewer are held out one by one
 
 
 def defaults(model: ModelConfig) -> TrainConfig:
-    """What fine-tuning does to a model of this config unless the user says otherwise."""
+    """What fine-tuning does to a model of this config unless the user says otherwise.
+
+    Raises
+    ------
+    CdalError
+        If it is of the published architecture.
+    """
+    if model.network.architecture != "amortized":
+        raise CdalError("an imported model cannot be fine-tuned", "start from one of our own")
     return TrainConfig(
         model=model,
         steps=200,

@@ -46,9 +46,9 @@ class Learner:
         self, config: TrainConfig, data: Sequence[Item], team: Team, init: Model | None = None
     ) -> None:
         self.config, self.data, self.team, self.step = config, data, team, 0
-        self.objective = Objective(config, team)
         torch.manual_seed(config.seed)
         self.networks = Networks(config.model)
+        self.objective = Objective(config, self.networks.generator, team)
         if init is not None:
             _start_from(self.networks, init)
         self.networks.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -57,7 +57,7 @@ class Learner:
         self.networks.requires_grad_(True)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.networks.generator.parameters(), config.learning_rate, betas=(0.9, 0.99)
+            self.networks.generator.parameters(), config.learning_rate, betas=config.betas
         )
         self.discriminator_optimizer = torch.optim.Adam(
             self.networks.discriminator.parameters(),
@@ -105,10 +105,10 @@ class Learner:
         if self.config.frozen > 0:
             freeze(networks.generator.encoder, trunk=progress < self.config.frozen)
         draw = torch.Generator().manual_seed(hash((self.config.seed, self.step)) & 0x7FFFFFFF)
-        with self.team.autocast():
+        with self.team.autocast(networks.generator.reduced_precision):
             batch = objective.noised(images, x_0, draw)
             features = networks.generator.encode(images)
-            x_0_pred = objective.predicted(networks, batch, features, draw)
+            x_0_pred = objective.shown(networks, batch, features, draw)
             x_prev_pred = objective.previous(batch, x_0_pred, draw)
             penalise = weights.r1 > 0 and self.step % weights.r1_interval == 0
             loss_d, penalty = objective.of_discriminator(
@@ -118,12 +118,9 @@ class Learner:
             (loss_d + weights.r1 * weights.r1_interval * penalty).backward()
             self._average_gradients(networks.discriminator)
             self.discriminator_optimizer.step()
+            x_0_pred = objective.learned_from(networks, batch, features, x_0_pred, draw)
             losses = objective.of_generator(networks, batch, features, x_0_pred, x_prev_pred)
-        loss = (
-            losses["reconstruction"]
-            + weights.adversarial * losses["adversarial"]
-            + weights.supervised * losses["supervised"]
-        )
+        loss = torch.stack([objective.weights[k] * value for k, value in losses.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._average_gradients(networks.generator)

@@ -81,9 +81,8 @@ class Trainer:
     ) -> None:
         self.config, self.run_folder, self.pairs = config, run, pairs
         self.init, self.resume = init, resume
-        if config.model.network.architecture != "amortized":
-            raise CdalError("an imported model cannot be trained", "start from one of our own")
-        if config.model.amortized.spatial_dims != 2:
+        network = config.model.network
+        if network.architecture == "amortized" and network.spatial_dims != 2:
             raise CdalError("spatial_dims 3: training is 2-D so far", "use spatial_dims: 2")
         if config.batch_size % devices:
             reason = f"{devices} devices cannot share a batch of {config.batch_size} evenly"

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from multiprocessing.synchronize import Barrier
 from typing import Any, Literal
@@ -100,9 +100,9 @@ class Team:
         """Whether this process reads the clock, validates and writes."""
         return self.rank == 0
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Compute in the device's precision for training."""
-        return self.fabric.autocast()
+    def autocast(self, reduced: bool) -> AbstractContextManager[None]:
+        """Compute in the device's precision for training, where `reduced` is enough."""
+        return self.fabric.autocast() if reduced else nullcontext()
 
     def rows(self, batch: int) -> range:
         """Which rows of a whole batch are this process's."""

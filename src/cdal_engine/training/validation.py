@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,15 @@ from ..segmenter import Segmentation, Segmenter
 from ..volume import segment_volume
 from .dataset import Pair, read_pair
 
-__all__ = ["Evaluation", "Scores", "answered", "evaluate", "evaluate_each", "score"]
+__all__ = [
+    "Evaluation",
+    "Scores",
+    "answered",
+    "answers_of",
+    "evaluate",
+    "evaluate_each",
+    "score",
+]
 
 Scores = dict[str, float]
 
@@ -35,12 +43,16 @@ class Evaluation:
         (3, bins) calibration table of each image.
     samples, truths : list of ndarray
         Of some pixels of each image: (S, n) probability of any object in each sample, (n,) truth.
+    seconds, megapixels : list of float
+        Of each image: spent in the networks and in decoding, and its size (voxels of a volume).
     """
 
-    images: dict[str, Scores]
-    tables: list[NDArray[np.float64]]
-    samples: list[NDArray[np.float16]]
-    truths: list[NDArray[np.bool_]]
+    images: dict[str, Scores] = field(default_factory=dict)
+    tables: list[NDArray[np.float64]] = field(default_factory=list)
+    samples: list[NDArray[np.float16]] = field(default_factory=list)
+    truths: list[NDArray[np.bool_]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    megapixels: list[float] = field(default_factory=list)
 
     def add(
         self, stem: str, scores: Scores, result: Segmentation, truth: NDArray[np.bool_]
@@ -53,6 +65,8 @@ class Evaluation:
         kept = np.random.default_rng(0).integers(truth.size, size=_KEPT)
         self.samples.append(samples.reshape(len(samples), -1)[:, kept].astype(np.float16))
         self.truths.append(truth.ravel()[kept])
+        self.seconds.append(result.seconds)
+        self.megapixels.append(truth.size / 1e6)
 
     @property
     def mean(self) -> Scores:
@@ -68,7 +82,17 @@ class Evaluation:
         return means
 
 
-def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig) -> Scores:
+def answers_of(config: ModelConfig, steps: int | None = None) -> dict[str, int | None]:
+    """Return the steps of each answer of a model: sampled, and the supervised head's if any."""
+    return {"sampled": steps} | ({"supervised": 0} if config.network.has_head else {})
+
+
+def score(
+    result: Segmentation,
+    labels: NDArray[np.integer],
+    config: ModelConfig,
+    instances: bool | None = None,
+) -> Scores:
     """Every metric of one image, or of one volume as a whole.
 
     Parameters
@@ -79,6 +103,8 @@ def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig
         (H, W), or (I, J, K), truth: instances, class ids or a mask, as `config.target` says.
     config : ModelConfig
         Decoding as the answer was: `of_supervised_head` for the head's.
+    instances : bool, optional
+        Whether the truth holds one id per object, to score objects by; None: as the target has it.
 
     Returns
     -------
@@ -102,7 +128,7 @@ def score(result: Segmentation, labels: NDArray[np.integer], config: ModelConfig
     scores["dice"] = float(np.mean([metrics.dice(p, t) for p, t in masks]))
     scores["iou"] = float(np.mean([metrics.iou(p, t) for p, t in masks]))
     scores["precision"], scores["recall"] = metrics.precision_recall(found, truth)
-    if config.target == "nuclei":
+    if config.target == "nuclei" if instances is None else instances:
         scores["aji"] = metrics.aji(result.labels, labels)
         scores |= metrics.panoptic_quality(result.labels, labels)
     band = metrics.near_boundary(truth)
@@ -160,10 +186,18 @@ def evaluate(
     steps: int | None = None,
     seed: int = 0,
     tile_mode: str = "overlap",
+    instances: bool | None = None,
 ) -> Evaluation:
-    """Segment and score every pair; options as `Segmenter.segment`."""
+    """Segment and score every pair; options as `Segmenter.segment`, `instances` as `score`."""
     return evaluate_each(
-        segmenter, pairs, (steps,), mpp=mpp, samples=samples, seed=seed, tile_mode=tile_mode
+        segmenter,
+        pairs,
+        (steps,),
+        mpp=mpp,
+        samples=samples,
+        seed=seed,
+        tile_mode=tile_mode,
+        instances=instances,
     )[0]
 
 
@@ -176,13 +210,14 @@ def evaluate_each(
     samples: int = 5,
     seed: int = 0,
     tile_mode: str = "overlap",
+    instances: bool | None = None,
     on_image: Callable[[str], None] | None = None,
 ) -> list[Evaluation]:
     """Evaluate as `evaluate` once for each of `steps`, every pair being read once.
 
     `on_image` is called with a pair's stem after each of its answers.
     """
-    evaluations = [Evaluation({}, [], [], []) for _ in steps]
+    evaluations = [Evaluation() for _ in steps]
     for pair in pairs:
         try:
             image, labels, own = read_pair(pair, segmenter.model.config, mpp)
@@ -190,7 +225,7 @@ def evaluate_each(
                 config = segmenter.model.config
                 config = config.of_supervised_head() if n == 0 else config
                 result = answered(segmenter, pair, image, own, samples, n, seed, tile_mode)
-                scores = score(result, labels.astype(np.int64), config)
+                scores = score(result, labels.astype(np.int64), config, instances)
                 evaluation.add(pair.stem, scores, result, labels > 0)
                 if on_image is not None:
                     on_image(pair.stem)
