@@ -15,7 +15,7 @@ from cdal_engine.errors import CdalError
 from cdal_engine.io.colour import over_white
 
 if TYPE_CHECKING:
-    from napari.layers import Image
+    from napari.layers import Image, Labels, Layer
 
     from cdal_engine.config import ImageConfig
 
@@ -24,8 +24,10 @@ __all__ = [
     "check",
     "enlargement",
     "full_resolution",
+    "in_micrometres",
     "placement",
     "plane_of",
+    "spacing_of",
 ]
 
 
@@ -88,7 +90,7 @@ class Plane:
         return over_white(pixels) if self.rgb and pixels.shape[-1] == 4 else pixels
 
 
-def full_resolution(layer: Image) -> Any:
+def full_resolution(layer: Image | Labels) -> Any:
     """The layer's data, the finest level of several."""
     return layer.data[0] if layer.multiscale else layer.data
 
@@ -117,7 +119,7 @@ def plane_of(layer: Image, point: Sequence[float]) -> Plane:
         size=(int(shape[-2]), int(shape[-1])),
         rgb=bool(layer.rgb),
         oblique=_is_oblique(layer),
-        spacing=_spacing(layer),
+        spacing=spacing_of(layer),
         placement=placement(layer, index),
     )
 
@@ -152,25 +154,27 @@ def _is_oblique(layer: Image) -> bool:
     )
 
 
-def _spacing(layer: Image) -> tuple[float, float] | None:
-    """Micrometres that one step along y and one along x cover in the world."""
-    micrometres = [
-        float((1 * unit).to("micrometer").magnitude)
-        if unit.is_compatible_with("micrometer")
-        else None
-        for unit in layer.units
-    ]
-    if None in micrometres[-2:]:
+def in_micrometres(layer: Layer, point: Any) -> NDArray[np.float64]:
+    """World coordinates of a data point, micrometres where the layer's units are lengths."""
+    at: NDArray[np.float64] = np.asarray(layer.data_to_world(point), np.float64)
+    return at * [_micrometres(unit) or 1.0 for unit in layer.units]
+
+
+def spacing_of(layer: Layer) -> tuple[float, float] | None:
+    """Micrometres that one step along y and one along x cover; None if units are no lengths."""
+    if None in [_micrometres(unit) for unit in layer.units[-2:]]:
         return None
-    origin = np.asarray(layer.data_to_world(np.zeros(layer.ndim)))
-    steps = np.eye(layer.ndim)[-2:]
-    lengths = [
-        float(
-            np.linalg.norm((layer.data_to_world(step) - origin) * [u or 0.0 for u in micrometres])
-        )
-        for step in steps
-    ]
-    return lengths[0], lengths[1]
+    lengths = [_micrometres(unit) is not None for unit in layer.units]
+    origin = in_micrometres(layer, np.zeros(layer.ndim))
+    steps = [(in_micrometres(layer, e) - origin) * lengths for e in np.eye(layer.ndim)[-2:]]
+    return float(np.linalg.norm(steps[0])), float(np.linalg.norm(steps[1]))
+
+
+def _micrometres(unit: Any) -> float | None:
+    """Micrometres in one of napari's units."""
+    if not unit.is_compatible_with("micrometer"):
+        return None
+    return float((1 * unit).to("micrometer").magnitude)
 
 
 def enlargement(mpp: float | None, config: ImageConfig) -> float:

@@ -11,20 +11,29 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from cdal_engine.segmenter import Segmentation
 
-__all__ = ["ATTENTION_NOTE", "METADATA_KEY", "LayerData", "features", "layer_data", "placed"]
+__all__ = [
+    "ATTENTION_NOTE",
+    "DISPLAY",
+    "METADATA_KEY",
+    "NOTES",
+    "LayerData",
+    "features",
+    "layer_data",
+    "placed",
+]
 
-LayerData = tuple[NDArray[np.generic], dict[str, Any], str]
+LayerData = tuple[Any, dict[str, Any], str]
 
 METADATA_KEY = "cdal"
 ATTENTION_NOTE = "where the discriminator looks, not evidence for a diagnosis"
-_NOTES = {
+NOTES = {
     "labels": "one number per object; hover for area, score and agreement",
     "probability": "mean of the samples, 0 to 1",
     "uncertainty": "entropy of the mean of the samples, 0 to 1",
     "attention": ATTENTION_NOTE,
     "samples": "foreground probability of each sample, 0 to 1; the slider chooses",
 }
-_DISPLAY: dict[str, dict[str, Any]] = {
+DISPLAY: dict[str, dict[str, Any]] = {
     "probability": {"colormap": "viridis", "contrast_limits": (0, 1)},
     "uncertainty": {"colormap": "magma", "contrast_limits": (0, 1)},
     "attention": {"colormap": "turbo"},  # varies little around 1: napari finds its limits
@@ -112,11 +121,11 @@ def layer_data(
     for title, what, array in maps:
         data, arguments = placed(array, placement, samples=what == "samples")
         arguments["name"] = _name(title, source, model, number)
-        arguments["metadata"] = {METADATA_KEY: {"what": what, "note": _NOTES[what], **(run or {})}}
+        arguments["metadata"] = {METADATA_KEY: {"what": what, "note": NOTES[what], **(run or {})}}
         if what == "labels":
             arguments |= {"features": features(segmentation, classes), "opacity": 1.0}
         else:
-            arguments |= {"visible": False, "opacity": 0.7, "rgb": False, **_DISPLAY[what]}
+            arguments |= {"visible": False, "opacity": 0.7, "rgb": False, **DISPLAY[what]}
         layers.append((data, arguments, "labels" if what == "labels" else "image"))
     return layers
 

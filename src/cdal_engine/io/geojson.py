@@ -96,7 +96,11 @@ def _feature(
 
 
 def _features(
-    result: Segmentation, name: str, mpp: float | None, shape: tuple[int, ...]
+    result: Segmentation,
+    name: str,
+    mpp: float | None,
+    shape: tuple[int, ...],
+    corner: tuple[float, float],
 ) -> Iterator[dict[str, Any]]:
     objects, pixel = result.objects, result.pixel
     largest = (shape[1], shape[0])
@@ -105,21 +109,30 @@ def _features(
         label = int(objects["label"][i])
         offset = np.array([x0, y0])
         rings = [
-            [((np.array(ring) + offset) * pixel).clip(0, largest).tolist() for ring in polygon]
+            [
+                ((np.array(ring) + offset) * pixel + corner[::-1]).clip(0, largest).tolist()
+                for ring in polygon
+            ]
             for polygon in outline(result.labels[y0:y1, x0:x1] == label)
         ]
         area = float(objects["area_px"][i]) * pixel**2
-        measured = {"label": label, "score": round(float(objects["score"][i]), 4)}
+        measured: dict[str, float] = {"label": label}
         measured["area px²"] = round(area, 2)
         if mpp is not None:
             measured["area µm²"] = round(area * mpp**2, 3)
-        if not np.isnan(objects["agreement"][i]):
-            measured["agreement"] = round(float(objects["agreement"][i]), 4)
+        for key in ("score", "agreement"):
+            if not np.isnan(objects[key][i]):
+                measured[key] = round(float(objects[key][i]), 4)
         yield _feature(rings, f"{name}#{label}", str(objects["class"][i]), measured)
 
 
 def write_geojson(
-    path: Path, result: Segmentation, name: str, mpp: float | None, shape: tuple[int, ...]
+    path: Path,
+    result: Segmentation,
+    name: str,
+    mpp: float | None,
+    shape: tuple[int, ...],
+    corner: tuple[float, float] = (0.0, 0.0),
 ) -> None:
     """Write the outlines of all objects.
 
@@ -133,12 +146,14 @@ def write_geojson(
         Micrometres per level-0 pixel.
     shape : tuple of int
         (H, W) of level 0: the last pixels of the model's grid may reach beyond it.
+    corner : tuple of float
+        (y, x) in level-0 pixels where the labels start: those of a region.
     """
     with path.open("wb") as file:
         file.write(b'{"type":"FeatureCollection","features":[\n')
         buffered: list[bytes] = []
         separator = b""
-        for feature in _features(result, name, mpp, shape):
+        for feature in _features(result, name, mpp, shape, corner):
             buffered.append(orjson.dumps(feature))
             if len(buffered) == _PER_WRITE:
                 file.write(separator + b",\n".join(buffered))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ _LIMITS = {"attention": 2.0}
 
 
 def write_labels(
-    path: Path, labels: NDArray[np.integer], spacing: float | None, offset: float
+    path: Path,
+    labels: NDArray[np.integer],
+    spacing: float | None,
+    offset: float | tuple[float, float],
 ) -> None:
     """Write (H, W) labels as an OME-Zarr image of labels; each level takes every 2nd pixel.
 
@@ -29,7 +33,7 @@ def write_labels(
     labels : ndarray
     spacing : float or None
         Micrometres per pixel.
-    offset : float
+    offset : float or tuple of float
         Of the first pixel's centre from that of the image's, in micrometres along y and x.
     """
     pyramid: list[NDArray[Any]] = [labels]
@@ -71,7 +75,7 @@ def _write(
     pyramid: list[NDArray[Any]],
     axes: str,
     spacing: float | None,
-    offsets: list[float],
+    offsets: Sequence[float | tuple[float, float]],
     more: dict[str, Any],
 ) -> None:
     """Write a pyramid, each level half the one before, and `more` into its `ome` attributes."""
@@ -93,8 +97,9 @@ def _write(
         zip(attributes["multiscales"][0]["datasets"], offsets, strict=True)
     ):
         step = (spacing or 1.0) * 2**level
+        shift = [0.0] * (len(axes) - 2) + np.broadcast_to(offset, 2).tolist()
         dataset["coordinateTransformations"] = [
             {"type": "scale", "scale": [1.0 if a == "c" else step for a in axes]},
-            {"type": "translation", "translation": [0.0 if a == "c" else offset for a in axes]},
+            {"type": "translation", "translation": shift},
         ]
     group.attrs["ome"] = {**attributes, **more}

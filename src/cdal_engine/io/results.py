@@ -20,7 +20,7 @@ from .source import Source
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
-__all__ = ["ResultsFolder"]
+__all__ = ["ResultsFolder", "write_label_tiff"]
 
 _LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
 _ASIDE = ".cdal-writing-"
@@ -108,7 +108,7 @@ class ResultsFolder:
 
                     write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
                 else:
-                    _write_tiff(folder / "labels.tif", result.labels, spacing)
+                    write_label_tiff(folder / "labels.tif", result.labels, spacing)
             maps = _maps(result, save)
             if maps:
                 from .ome_zarr import write_maps
@@ -195,7 +195,7 @@ def _maps(result: Segmentation, save: tuple[str, ...]) -> dict[str, NDArray[np.f
     return maps
 
 
-def _write_tiff(path: Path, labels: NDArray[np.uint32], mpp: float | None) -> None:
+def write_label_tiff(path: Path, labels: NDArray[np.uint32], mpp: float | None) -> None:
     """Write labels as a compressed TIFF, with their resolution where it is known."""
     resolution = None if mpp is None else (1e4 / mpp, 1e4 / mpp)
     unit = None if mpp is None else tifffile.RESUNIT.CENTIMETER
