@@ -61,6 +61,9 @@ class Segmentation:
         Spent in the networks and in decoding.
     pixel : float
         Edge of the arrays' pixels in pixels of the image: 1 on the image's own grid.
+    mean : ndarray or None
+        (K, H, W) float32 mean probability of every label channel, of which `targets.decode` makes
+        the labels; None of volumes.
     """
 
     labels: NDArray[np.uint32]
@@ -73,6 +76,7 @@ class Segmentation:
     mpp: float | None
     seconds: float
     pixel: float = 1.0
+    mean: NDArray[np.float32] | None = None
 
 
 class Segmenter:
@@ -308,6 +312,7 @@ def _decoded(
         objects=objects,
         mpp=mpp,
         pixel=grid.pixel,
+        mean=mean,
         seconds=time.perf_counter() - start,
     )
 

@@ -65,6 +65,8 @@ def _labels(folder: Path, record: dict[str, Any]) -> list[LayerData]:
         levels, placement = _pyramid(folder / "labels.ome.zarr")
         many = len(levels) > 1
         placed = {**arguments, **placement, "multiscale": many}
+        pixel = placement["scale"][0] / (record["mpp"] or 1.0)
+        arguments["metadata"][METADATA_KEY]["pixel"] = pixel  # of the image, for outlines
         return [(levels if many else levels[0], placed, "labels")]
     if (folder / "labels.tif").exists():
         mpp = record["mpp"]
