@@ -77,7 +77,7 @@ class SegmentForm:
         if chosen.device in self.device.choices:
             self.device.value = chosen.device
         self.device.tooltip = "auto: the graphics card if there is one."
-        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=100, step=0.0001)
+        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=1e6, step=0.0001)
         self.mpp.native.setSpecialValueText("unknown")
         self.mpp.tooltip = (
             "Size of the image's pixels: the layer's scale where its units are lengths, "
@@ -166,6 +166,7 @@ class SegmentForm:
             self.steps.reset_choices()
             self.steps.value = self.config.diffusion.steps
             self.model.tooltip = describe(self.config)
+            self.mpp.enabled = self.config.image.mpp is not None
             self._on_steps()  # the same steps of another model
 
     def _on_steps(self, *_: object) -> None:

@@ -257,7 +257,7 @@ class SegmentWidget(Container[Widget]):
         worker.finished.connect(self._on_finished)
         self._run, self._worker = run, worker
         self._outcome = ""
-        self._shown, self._seen = ShownRun(self._viewer), {}
+        self._shown, self._seen, self._cutter = ShownRun(self._viewer), {}, None
         self.form.show_cut(None)
         self._set_running(True)
         self._show_progress()
@@ -340,6 +340,8 @@ class SegmentWidget(Container[Widget]):
         worker = create_worker(self._shown.recut, *wanted, _start_thread=False)
 
         def show(cut: dict[int, Answer]) -> None:
+            if self._cutter is not worker:  # closed, or another run began
+                return
             for part, answer in cut.items():
                 self._shown.show(part, answer)
             while self._shown.add_next():
@@ -348,6 +350,8 @@ class SegmentWidget(Container[Widget]):
             self._say(found(job, cut))
 
         def again() -> None:
+            if self._cutter is not worker:
+                return
             self._cutter = None
             if wanted != (self.form.threshold.value, self.form.min_area.value):
                 self._on_cut()
@@ -370,7 +374,7 @@ class SegmentWidget(Container[Widget]):
 
     def _abandon(self, *_: object) -> None:
         """Let a running worker stop unheard: this widget is going away."""
-        worker, self._worker, self._run = self._worker, None, None
+        worker, self._worker, self._run, self._cutter = self._worker, None, None, None
         self._shown.clear()
         if worker is not None:
             worker.quit()

@@ -71,6 +71,7 @@ class ShownRun:
             if isinstance(layer, Labels):
                 layer.features = arguments["features"]
         if isinstance(layer, Labels):
+            layer.editable = not self.answers[part].so_far  # what is painted now would be lost
             self._ours[part] = data.copy()
         return True
 

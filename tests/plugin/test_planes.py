@@ -156,7 +156,7 @@ def test_what_would_not_fit_in_memory_is_refused(
     if fits:
         run()
     else:
-        with pytest.raises(CdalError, match="'slide': .* megapixels at the model's resolution"):
+        with pytest.raises(CdalError, match=r"'slide': .* megapixels at the model's resolution"):
             run()
 
 
