@@ -93,8 +93,9 @@ class SegmentForm:
         self.threshold.tooltip = "Probability above which a pixel belongs to an object."
         self.min_area = FloatSlider(label="Smallest object", min=0, max=100, step=0.5)
         self.min_area.tooltip = "µm², or pixels where their size is unknown."
-        for slider in (self.threshold, self.min_area):
-            slider.enabled = False  # there is nothing to cut yet
+        self.about = QLabel()  # what the model is for
+        self.about.setWordWrap(True)
+        self.about.setTextFormat(Qt.TextFormat.PlainText)
         self.model.changed.connect(self._on_model)
         self.steps.changed.connect(self._on_steps)
         self._on_model()
@@ -144,15 +145,14 @@ class SegmentForm:
         field.native.setAccessibleName(field.label)
         rows.addRow(label, field.native)
 
-    def show_cut(self, config: ModelConfig | None) -> None:
-        """Have the sliders show what labels were made with; None: there is nothing to cut."""
+    def show_cut(self, config: ModelConfig, enabled: bool) -> None:
+        """Have the sliders show what labels are made with; they act where there is a result."""
         for slider in (self.threshold, self.min_area):
-            slider.enabled = config is not None and config.target != "classes"
-        if config is not None:
-            with self.threshold.changed.blocked(), self.min_area.changed.blocked():
-                self.threshold.value = config.decode.threshold
-                self.min_area.max = max(100.0, config.decode.min_area)
-                self.min_area.value = config.decode.min_area
+            slider.enabled = enabled and config.target != "classes"
+        with self.threshold.changed.blocked(), self.min_area.changed.blocked():
+            self.threshold.value = config.decode.threshold
+            self.min_area.max = max(100.0, config.decode.min_area)
+            self.min_area.value = config.decode.min_area
 
     def _step_choices(self, _: object = None) -> list[tuple[str, int]]:
         trained = self.config.diffusion.steps if self.config else 0
@@ -166,6 +166,8 @@ class SegmentForm:
             self.steps.reset_choices()
             self.steps.value = self.config.diffusion.steps
             self.model.tooltip = describe(self.config)
+            self.about.setText(describe(self.config))
+            self.show_cut(self.config, enabled=False)
             self.mpp.enabled = self.config.image.mpp is not None
             self._on_steps()  # the same steps of another model
 

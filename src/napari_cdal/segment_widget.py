@@ -258,7 +258,8 @@ class SegmentWidget(Container[Widget]):
         self._run, self._worker = run, worker
         self._outcome = ""
         self._shown, self._seen, self._cutter = ShownRun(self._viewer), {}, None
-        self.form.show_cut(None)
+        for slider in (self.form.threshold, self.form.min_area):
+            slider.enabled = False
         self._set_running(True)
         self._show_progress()
         self._timer.start()
@@ -314,8 +315,8 @@ class SegmentWidget(Container[Widget]):
         self._set_running(False)
         self.progress.max, self.progress.value = 1, 0
         answers = self._shown.answers
-        cut = next((a.config for a in answers.values() if a.segmentation.mean is not None), None)
-        self.form.show_cut(cut)
+        for answer in answers.values():
+            self.form.show_cut(answer.config, enabled=answer.segmentation.mean is not None)
         self._say(
             " ".join(filter(None, (self._outcome, found(run.job, answers), self._moved(run))))
         )

@@ -64,7 +64,7 @@ class ShownRun:
         if layer is None:
             layer = Layer.create(data, arguments, kind)
             layers[title] = layer
-            self._insert(layer, layers)
+            self._insert(layer, layers, self.answers[part].job.plane.layer)
         elif layer in self._viewer.layers:
             layer.data = data
             layer.metadata = arguments["metadata"]
@@ -75,13 +75,19 @@ class ShownRun:
             self._ours[part] = data.copy()
         return True
 
-    def _insert(self, layer: Layer, siblings: dict[str, Layer]) -> None:
-        """Labels come first, on top of all; each map is put below its run's other layers."""
+    def _insert(self, layer: Layer, siblings: dict[str, Layer], source: Layer) -> None:
+        """Labels come first, on top of all; each map is put below its run's other layers.
+
+        What the user works on stays selected; labels take the place of their image.
+        """
         every = self._viewer.layers
+        active = every.selection.active
         present = [every.index(other) for other in siblings.values() if other in every]
         every.insert(min(present, default=len(every)), layer)
         if isinstance(layer, Labels):
             layer.contour = _OUTLINE
+            active = layer if active == source else active  # may be proxies
+        every.selection.active = active
 
     def _mine(self) -> list[Layer]:
         return [layer for layers in self._layers.values() for layer in layers.values()]

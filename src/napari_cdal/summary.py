@@ -27,7 +27,7 @@ def found(job: Job, answers: Mapping[int, Answer]) -> str:
     missing = max(len(job.regions), 1) - len(answers)
     if missing:
         lines.append(f"Stopped before {missing} more region{'s' * (missing != 1)}.")
-    return " ".join(lines)
+    return "\n".join(lines)
 
 
 def _line(answer: Answer) -> str:
@@ -45,5 +45,5 @@ def _line(answer: Answer) -> str:
     if segmentation.mpp:
         area = pixels * (segmentation.mpp / 1000) ** 2
         density = f", {count / area:.0f} per mm² in {area:.3g} mm²" if area else ""
-    text = f"{name}{count} object{'s' * (count != 1)} in {segmentation.seconds:.1f} s"
+    text = f"{name.capitalize()}{count} object{'s' * (count != 1)} in {segmentation.seconds:.1f} s"
     return f"{text} on {answer.facts['device']}{density}{note}."

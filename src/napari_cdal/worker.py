@@ -296,7 +296,10 @@ def _limits(plane: Plane) -> NDArray[np.floating]:
 
     from cdal_engine.preparation import limits_of
 
-    return limits_of(torch.from_numpy(np.ascontiguousarray(plane.read_volume(), np.float32)))
+    voxels = np.ascontiguousarray(plane.read_volume(), np.float32)
+    if not np.isfinite(voxels).all():
+        raise CdalError("the volume has NaN or infinite voxels", "fill or crop them first")
+    return limits_of(torch.from_numpy(voxels))
 
 
 def start(run: Run) -> Any:

@@ -152,7 +152,7 @@ def test_shapes_are_segmented_each_by_itself(
     assert list(shapes.shape_type) == ["rectangle", "ellipse"]
     status = run(widget, qtbot)
     assert "Region 1: " in status
-    assert "region 2: " in status
+    assert "\nRegion 2: " in status
     assert "per mm²" in status
     for number in (1, 2):
         labels = viewer.layers[f"labels: he, region {number}, tiny"]

@@ -9,6 +9,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt, QThreadPool, QTimer
@@ -230,6 +231,7 @@ def test_an_engine_error_is_one_line(
     status = run(docked(viewer), qtbot)
     assert "NaN" in status
     assert "\n" not in status
+    assert "NaN" in notification_manager.records[-1].message
     assert names(viewer) == ["holes"]
 
 
