@@ -120,11 +120,10 @@ class SegmentForm:
             self.seed,
         ):
             self._add(rows, field)
-        for menu in (
-            self.image.native,
-            self.scope.native,
-            self.model.native,
-        ):  # long names must not widen the dock
+            if field is self.model:
+                rows.addRow(self.about)
+        for field in (self.image, self.scope, self.model):  # long names must not widen the dock
+            menu = field.native
             menu.setSizeAdjustPolicy(menu.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             menu.setMinimumContentsLength(10)
         boxes = QGridLayout()

@@ -179,15 +179,16 @@ class SegmentWidget(Container[Widget]):
             return
         height, width = plane.size if len(regions) > 1 else regions[0].size
         many = f"{len(regions)} regions of an image of " if len(regions) > 1 else ""
-        self._say(f"{many}{width} × {height} pixels{self._resolution_note(plane, config)}.")
+        note = self._resolution_note(plane, config, (height, width))
+        self._say(f"{many}{width} × {height} pixels{note}.")
 
-    def _resolution_note(self, plane: Plane, config: ModelConfig) -> str:
+    def _resolution_note(self, plane: Plane, config: ModelConfig, size: tuple[int, int]) -> str:
         notes = []
         if plane.index:
             notes.append(", of the stack only the slice shown (2-D)")
         larger = enlargement(self.form.mpp.value, config.image)
         if larger > _NOTABLE or larger < 1 / _NOTABLE:
-            height, width = (round(n * larger) for n in plane.size)
+            height, width = (round(n * larger) for n in size)
             notes.append(f". At the model's resolution: {width} × {height}")
         if plane.spacing and max(plane.spacing) > 1.1 * min(plane.spacing):
             notes.append(f". They are not square: taken as {plane.mpp:.3g} µm")
@@ -332,7 +333,7 @@ class SegmentWidget(Container[Widget]):
 
     def _on_cut(self, *_: object) -> None:
         """Decode the kept maps anew, and once more if the sliders went on meanwhile."""
-        if self.running or self._cutter is not None or not self._shown.answers:
+        if self.running or self._cutter is not None or not self._shown.present:
             return
         if self._shown.edited:
             self._say("The labels were edited and stay as they are (run again for others)")

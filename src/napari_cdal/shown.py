@@ -97,6 +97,12 @@ class ShownRun:
         self._pending.clear()
 
     @property
+    def present(self) -> bool:
+        """Whether labels of the run are still among the layers."""
+        every = self._viewer.layers
+        return any(each["labels"] in every for each in self._layers.values() if "labels" in each)
+
+    @property
     def edited(self) -> bool:
         """Whether the user changed labels, which must then stay."""
         return any(
