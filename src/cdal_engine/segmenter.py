@@ -71,6 +71,9 @@ class Segmentation:
         Edge of the arrays' pixels in pixels of the image: 1 on the image's own grid.
     counts : SampleCounts or None
         What each sample alone would find; None with one sample.
+    mean : ndarray or None
+        (K, H, W) float32 mean probability of every label channel, of which `targets.decode` makes
+        the labels; None of volumes.
     """
 
     labels: NDArray[np.uint32]
@@ -84,6 +87,7 @@ class Segmentation:
     seconds: float
     pixel: float = 1.0
     counts: SampleCounts | None = None
+    mean: NDArray[np.float32] | None = None
 
 
 class Segmenter:
@@ -338,6 +342,7 @@ def _decoded(
         mpp=mpp,
         pixel=grid.pixel,
         counts=counts,
+        mean=mean,
         seconds=time.perf_counter() - start,
     )
 

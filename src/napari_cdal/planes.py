@@ -14,18 +14,26 @@ from cdal_engine.config import MAX_MEGAPIXELS
 from cdal_engine.errors import CdalError
 from cdal_engine.io.colour import over_white
 
+from .sources import SOURCE_KEY
+
 if TYPE_CHECKING:
-    from napari.layers import Image
+    from napari.layers import Image, Labels, Layer
 
     from cdal_engine.config import ImageConfig
+
+_BYTES, _SAMPLE_BYTES = 60, 3  # memory for each pixel, and for each pixel of each sample
 
 __all__ = [
     "Plane",
     "check",
+    "check_memory",
+    "check_shown",
     "enlargement",
     "full_resolution",
+    "in_micrometres",
     "placement",
     "plane_of",
+    "spacing_of",
 ]
 
 
@@ -39,8 +47,8 @@ class Plane:
         To see afterwards whether it is still there, and where.
     name : str
         Of the layer.
-    data : array-like
-        The layer's data, at full resolution where it has several; possibly lazy.
+    levels : tuple of array-like
+        The layer's data from full resolution on; possibly lazy.
     index : tuple of int
         Position on each axis before the last two.
     size : tuple of int
@@ -50,30 +58,45 @@ class Plane:
         Whether the layer is a stack turned out of the sliders' axes.
     spacing : tuple of float or None
         Micrometres per pixel along y and x; None if the layer's units are no lengths.
-    placement : dict
-        See `placement`.
+    axes : tuple of int or None
+        Of a volume that was read from a file, the file's axis of each of the layer's.
     """
 
     layer: Image
     name: str
-    data: Any
+    levels: tuple[Any, ...]
     index: tuple[int, ...]
     size: tuple[int, int]
     rgb: bool
     oblique: bool
     spacing: tuple[float, float] | None
-    placement: dict[str, Any]
+    axes: tuple[int, ...] | None
+
+    @property
+    def data(self) -> Any:
+        """The layer's data at full resolution."""
+        return self.levels[0]
 
     @property
     def mpp(self) -> float | None:
         """Micrometres per pixel, one figure for both axes."""
         return math.sqrt(self.spacing[0] * self.spacing[1]) if self.spacing else None
 
-    def read(self, neighbours: int = 0) -> NDArray[np.generic]:
-        """Return the pixels, (H, W) or (H, W, 3); computes lazy data.
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is one of a stack of grayscale planes."""
+        return len(self.index) == 1 and not self.rgb
+
+    def read(
+        self, level: int = 0, box: tuple[slice, ...] | None = None, neighbours: int = 0
+    ) -> NDArray[np.generic]:
+        """Return the pixels, (H, W) or (H, W, C); computes lazy data.
 
         Parameters
         ----------
+        level : int
+        box : tuple of slice, optional
+            Of that level; by default all of it.
         neighbours : int
             Planes of a stack on either side that a model takes as channels beside this one.
 
@@ -82,23 +105,31 @@ class Plane:
         CdalError
             If the layer's data cannot be read.
         """
-        try:
-            if neighbours and self.index:
-                from cdal_engine.volume import with_neighbours  # torch: only once it is needed
+        data, inside = self.levels[level], box or ()
+        if neighbours and self.is_volume:
+            from cdal_engine.volume import with_neighbours  # torch: only once it is needed
 
-                stack = self.data[self.index[:-1]] if self.index[:-1] else self.data
-                return np.asarray(with_neighbours(stack, self.index[-1], neighbours))
-            pixels = np.asarray(self.data[self.index] if self.index else self.data)
+            stack = self._computed(data, (slice(None), *inside))
+            return with_neighbours(stack, self.index[0], neighbours)
+        pixels = self._computed(data, (*self.index, *inside))
+        return over_white(pixels) if self.rgb and pixels.shape[-1] == 4 else pixels
+
+    def read_volume(self) -> NDArray[np.generic]:
+        """Return the whole stack that the plane is of, in the layer's order of axes."""
+        return self._computed(self.data, ())
+
+    def _computed(self, data: Any, index: tuple[Any, ...]) -> NDArray[np.generic]:
+        try:
+            return np.asarray(data[index] if index else data)
         except MemoryError:
             raise
         except Exception as error:  # a lazy layer reads its file now, and may raise anything
             raise CdalError(
                 f"layer {self.name!r} cannot be read: {error}", "check the file it came from"
             ) from error
-        return over_white(pixels) if self.rgb and pixels.shape[-1] == 4 else pixels
 
 
-def full_resolution(layer: Image) -> Any:
+def full_resolution(layer: Image | Labels) -> Any:
     """The layer's data, the finest level of several."""
     return layer.data[0] if layer.multiscale else layer.data
 
@@ -122,25 +153,33 @@ def plane_of(layer: Image, point: Sequence[float]) -> Plane:
     return Plane(
         layer=layer,
         name=str(layer.name),
-        data=data,
+        levels=tuple(layer.data) if layer.multiscale else (data,),
         index=index,
         size=(int(shape[-2]), int(shape[-1])),
         rgb=bool(layer.rgb),
         oblique=_is_oblique(layer),
-        spacing=_spacing(layer),
-        placement=placement(layer, index),
+        spacing=spacing_of(layer),
+        axes=layer.metadata.get(SOURCE_KEY, {}).get("axes"),
     )
 
 
-def placement(layer: Image, index: tuple[int, ...]) -> dict[str, Any]:
-    """Layer arguments that put an array of shape (1, ..., H, W) where that plane lies."""
-    translate = layer.translate
-    if any(index):
-        offset = np.zeros(layer.ndim)
-        offset[: len(index)] = index
-        translate = layer.affine.inverse(layer.data_to_world(offset))
+def placement(layer: Image, offset: Sequence[float], step: float = 1.0) -> dict[str, Any]:
+    """Layer arguments that put an array where it lies on a layer.
+
+    Parameters
+    ----------
+    layer : napari.layers.Image
+    offset : sequence of float
+        Where the array's first pixel has its centre, in the layer's pixels; one a layer axis.
+    step : float
+        Edge of the array's pixels in the layer's, on the last two axes.
+    """
+    translate, scale = layer.translate, np.array(layer.scale)
+    scale[-2:] *= step
+    if any(offset):
+        translate = layer.affine.inverse(layer.data_to_world(np.asarray(offset, float)))
     return {
-        "scale": np.array(layer.scale),
+        "scale": scale,
         "translate": np.array(translate),
         "rotate": np.array(layer.rotate),
         "shear": np.array(layer.shear),
@@ -162,25 +201,27 @@ def _is_oblique(layer: Image) -> bool:
     )
 
 
-def _spacing(layer: Image) -> tuple[float, float] | None:
-    """Micrometres that one step along y and one along x cover in the world."""
-    micrometres = [
-        float((1 * unit).to("micrometer").magnitude)
-        if unit.is_compatible_with("micrometer")
-        else None
-        for unit in layer.units
-    ]
-    if None in micrometres[-2:]:
+def in_micrometres(layer: Layer, point: Any) -> NDArray[np.float64]:
+    """World coordinates of a data point, micrometres where the layer's units are lengths."""
+    at: NDArray[np.float64] = np.asarray(layer.data_to_world(point), np.float64)
+    return at * [_micrometres(unit) or 1.0 for unit in layer.units]
+
+
+def spacing_of(layer: Layer) -> tuple[float, float] | None:
+    """Micrometres that one step along y and one along x cover; None if units are no lengths."""
+    if None in [_micrometres(unit) for unit in layer.units[-2:]]:
         return None
-    origin = np.asarray(layer.data_to_world(np.zeros(layer.ndim)))
-    steps = np.eye(layer.ndim)[-2:]
-    lengths = [
-        float(
-            np.linalg.norm((layer.data_to_world(step) - origin) * [u or 0.0 for u in micrometres])
-        )
-        for step in steps
-    ]
-    return lengths[0], lengths[1]
+    lengths = [_micrometres(unit) is not None for unit in layer.units]
+    origin = in_micrometres(layer, np.zeros(layer.ndim))
+    steps = [(in_micrometres(layer, e) - origin) * lengths for e in np.eye(layer.ndim)[-2:]]
+    return float(np.linalg.norm(steps[0])), float(np.linalg.norm(steps[1]))
+
+
+def _micrometres(unit: Any) -> float | None:
+    """Micrometres in one of napari's units."""
+    if not unit.is_compatible_with("micrometer"):
+        return None
+    return float((1 * unit).to("micrometer").magnitude)
 
 
 def enlargement(mpp: float | None, config: ImageConfig) -> float:
@@ -188,23 +229,14 @@ def enlargement(mpp: float | None, config: ImageConfig) -> float:
     return mpp / config.mpp if mpp and config.mpp else 1.0
 
 
-def check(plane: Plane, config: ImageConfig, mpp: float | None) -> None:
-    """Refuse what the model cannot segment, before any work is done.
-
-    Parameters
-    ----------
-    plane : Plane
-    config : ImageConfig
-    mpp : float or None
-        Micrometres per pixel that the plane would be segmented with.
+def check(plane: Plane, config: ImageConfig) -> None:
+    """Refuse a layer that the model cannot segment, before any work is done.
 
     Raises
     ------
     CdalError
-        For an empty layer, one of the wrong kind, or one too large for memory.
+        For an empty layer, or one of the wrong kind.
     """
-    height, width = plane.size
-    megapixels = height * width * max(enlargement(mpp, config), 1.0) ** 2 / 1e6
     if 0 in plane.data.shape:
         raise CdalError(f"layer {plane.name!r} is empty", "choose another layer")
     if config.channels == 3 and not plane.rgb:
@@ -217,14 +249,40 @@ def check(plane: Plane, config: ImageConfig, mpp: float | None) -> None:
             f"layer {plane.name!r} is RGB and this model takes grayscale images",
             "choose a grayscale layer (Split RGB in its menu makes some) or an RGB model",
         )
+
+
+def check_shown(plane: Plane) -> None:
+    """Refuse a plane that the viewer does not show as it is."""
     if plane.oblique:
         raise CdalError(
             f"layer {plane.name!r} is a stack turned out of the sliders' axes",
-            "turn it back (rotate, shear, affine), or choose another layer",
+            "segment the whole volume, turn it back, or choose another layer",
         )
-    if megapixels > MAX_MEGAPIXELS:
+
+
+def check_memory(
+    name: str, size: tuple[int, ...], larger: float, samples: int, memory_gb: float
+) -> None:
+    """Refuse a region that would not fit in memory.
+
+    Parameters
+    ----------
+    name : str
+        Of the layer.
+    size : tuple of int
+        (H, W) of the region, in pixels.
+    larger : float
+        See `enlargement`.
+    samples : int
+    memory_gb : float
+        What the user allows.
+    """
+    megapixels = math.prod(size) * max(larger, 1.0) ** 2 / 1e6
+    needed = megapixels * (_BYTES + _SAMPLE_BYTES * samples) / 1000
+    if megapixels > MAX_MEGAPIXELS or needed > memory_gb:
         raise CdalError(
-            f"layer {plane.name!r} has {megapixels:.0f} megapixels at the model's resolution; "
-            f"up to {MAX_MEGAPIXELS} fit in memory",
-            "crop the region of interest into a layer of its own, or correct µm per pixel",
+            f"{name!r}: {megapixels:.0f} megapixels at the model's resolution take {needed:.0f} GB "
+            f"of memory; the limit is {memory_gb:.0f} GB and {MAX_MEGAPIXELS} megapixels",
+            "segment the current view or regions, run `cdal batch` on the file, or change the "
+            "limit in Preferences",
         )

@@ -11,20 +11,29 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from cdal_engine.segmenter import Segmentation
 
-__all__ = ["ATTENTION_NOTE", "METADATA_KEY", "LayerData", "features", "layer_data", "placed"]
+__all__ = [
+    "ATTENTION_NOTE",
+    "DISPLAY",
+    "METADATA_KEY",
+    "NOTES",
+    "LayerData",
+    "features",
+    "layer_data",
+    "placed",
+]
 
-LayerData = tuple[NDArray[np.generic], dict[str, Any], str]
+LayerData = tuple[Any, dict[str, Any], str]
 
 METADATA_KEY = "cdal"
 ATTENTION_NOTE = "where the discriminator looks, not evidence for a diagnosis"
-_NOTES = {
+NOTES = {
     "labels": "one number per object; hover for area, score and agreement",
     "probability": "mean of the samples, 0 to 1",
     "uncertainty": "entropy of the mean of the samples, 0 to 1",
     "attention": ATTENTION_NOTE,
     "samples": "foreground probability of each sample, 0 to 1; the slider chooses",
 }
-_DISPLAY: dict[str, dict[str, Any]] = {
+DISPLAY: dict[str, dict[str, Any]] = {
     "probability": {"colormap": "viridis", "contrast_limits": (0, 1)},
     "uncertainty": {"colormap": "magma", "contrast_limits": (0, 1)},
     "attention": {"colormap": "turbo"},  # varies little around 1: napari finds its limits
@@ -43,9 +52,11 @@ def features(segmentation: Segmentation, classes: Collection[str]) -> dict[str, 
         a pixel's centre at a whole number; `score` and `agreement`; `class` if there are several.
     """
     objects, mpp = segmentation.objects, segmentation.mpp
+    index = {"index": objects["label"].astype(np.int64)}
+    if "area" in objects:  # of a volume: its classes
+        return index | {"class": objects["class"], "voxels": objects["area"]}
     area = objects["area_px"].astype(np.float64)
-    columns: dict[str, NDArray[Any]] = {
-        "index": objects["label"].astype(np.int64),
+    columns: dict[str, NDArray[Any]] = index | {
         "area_px" if mpp is None else "area_um2": area * (mpp or 1.0) ** 2,
         "y": objects["y"].astype(np.float64) - 0.5,
         "x": objects["x"].astype(np.float64) - 0.5,
@@ -58,11 +69,11 @@ def features(segmentation: Segmentation, classes: Collection[str]) -> dict[str, 
 def placed(
     array: NDArray[np.generic], placement: Mapping[str, Any], samples: bool = False
 ) -> tuple[NDArray[np.generic], dict[str, Any]]:
-    """Give an (H, W) array its layer's axes and placement; (S, H, W) where `samples`.
+    """Give a plane or volume its layer's axes and placement; `samples` are stacked first.
 
     napari extends scale, translation, rotation, shear and affine to a leading axis itself.
     """
-    before = len(placement["units"]) - 2
+    before = len(placement["units"]) - (array.ndim - samples)
     if not samples:
         return array.reshape((1,) * before + array.shape), dict(placement)
     return array.reshape(array.shape[:1] + (1,) * before + array.shape[1:]), {
@@ -82,8 +93,8 @@ def layer_data(
     wanted: Collection[str],
     taken: Collection[str] = (),
     run: Mapping[str, Any] | None = None,
-) -> list[LayerData]:
-    """Turn a segmentation into layers: the maps first and hidden, labels last and on top.
+) -> dict[str, LayerData]:
+    """Turn a segmentation into layers by title: maps first and hidden, labels last and on top.
 
     Parameters
     ----------
@@ -108,16 +119,16 @@ def layer_data(
     while not names.isdisjoint(taken):
         number += 1
         names = _names(source, model, [title for title, _, _ in maps], number)
-    layers = []
+    layers = {}
     for title, what, array in maps:
         data, arguments = placed(array, placement, samples=what == "samples")
         arguments["name"] = _name(title, source, model, number)
-        arguments["metadata"] = {METADATA_KEY: {"what": what, "note": _NOTES[what], **(run or {})}}
+        arguments["metadata"] = {METADATA_KEY: {"what": what, "note": NOTES[what], **(run or {})}}
         if what == "labels":
             arguments |= {"features": features(segmentation, classes), "opacity": 1.0}
         else:
-            arguments |= {"visible": False, "opacity": 0.7, "rgb": False, **_DISPLAY[what]}
-        layers.append((data, arguments, "labels" if what == "labels" else "image"))
+            arguments |= {"visible": False, "opacity": 0.7, "rgb": False, **DISPLAY[what]}
+        layers[title] = (data, arguments, "labels" if what == "labels" else "image")
     return layers
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from ctypes.util import find_library
 from typing import Any
 
-from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, SpinBox
+from magicgui.widgets import CheckBox, ComboBox, FloatSlider, FloatSpinBox, SpinBox
+from magicgui.widgets.bases import ValueWidget
 from qtpy.QtCore import QSize, Qt
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
@@ -23,6 +24,7 @@ from qtpy.QtWidgets import (
 from cdal_engine.config import ModelConfig
 
 from .results import ATTENTION_NOTE
+from .settings import Preferences
 
 __all__ = ["SegmentForm", "describe", "devices"]
 
@@ -41,27 +43,41 @@ class SegmentForm:
     ----------
     images : callable
         Gives the layers to choose from, as (name, layer).
+    scopes : callable
+        Gives what of the image may be segmented, as (text, value).
     configs : mapping of str to ModelConfig
         The models to choose from, by name.
+    chosen : Preferences
+        What the fields start with.
     """
 
     def __init__(
-        self, images: Callable[[object], list[tuple[str, Any]]], configs: Mapping[str, ModelConfig]
+        self,
+        images: Callable[[object], list[tuple[str, Any]]],
+        scopes: Callable[[object], list[tuple[str, Any]]],
+        configs: Mapping[str, ModelConfig],
+        chosen: Preferences,
     ) -> None:
         self._configs = configs
         self.image = ComboBox(label="Image", choices=images, tooltip="The layer to segment.")
+        self.scope = ComboBox(label="Segment", choices=scopes)
+        self.scope.tooltip = "All of it, what the window shows, or each shape of a Shapes layer."
         self.model = ComboBox(label="Model", choices=list(configs))
+        if chosen.model in configs:
+            self.model.value = chosen.model
         for i, config in enumerate(configs.values()):
             self.model.native.setItemData(i, describe(config), Qt.ItemDataRole.ToolTipRole)
-        self.samples = SpinBox(label="Samples", value=5, min=1, max=20)
+        self.samples = SpinBox(label="Samples", value=chosen.samples, min=1, max=20)
         self.samples.tooltip = (
             "Answers drawn from the model and averaged; their spread is the uncertainty."
         )
         self.steps = ComboBox(label="Steps", choices=self._step_choices)
         self.steps.tooltip = "Diffusion steps of each sample; 0: one quick deterministic answer."
         self.device = ComboBox(label="Device", choices=devices())
+        if chosen.device in self.device.choices:
+            self.device.value = chosen.device
         self.device.tooltip = "auto: the graphics card if there is one."
-        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=100, step=0.0001)
+        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=1e6, step=0.0001)
         self.mpp.native.setSpecialValueText("unknown")
         self.mpp.tooltip = (
             "Size of the image's pixels: the layer's scale where its units are lengths, "
@@ -73,6 +89,13 @@ class SegmentForm:
             name: CheckBox(text=text, value=name != "samples", tooltip=tooltip)
             for name, text, tooltip in _MAPS
         }
+        self.threshold = FloatSlider(label="Threshold", min=0.01, max=0.99, step=0.01)
+        self.threshold.tooltip = "Probability above which a pixel belongs to an object."
+        self.min_area = FloatSlider(label="Smallest object", min=0, max=100, step=0.5)
+        self.min_area.tooltip = "µm², or pixels where their size is unknown."
+        self.about = QLabel()  # what the model is for
+        self.about.setWordWrap(True)
+        self.about.setTextFormat(Qt.TextFormat.PlainText)
         self.model.changed.connect(self._on_model)
         self.steps.changed.connect(self._on_steps)
         self._on_model()
@@ -88,6 +111,7 @@ class SegmentForm:
         rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         for field in (
             self.image,
+            self.scope,
             self.model,
             self.samples,
             self.steps,
@@ -95,12 +119,11 @@ class SegmentForm:
             self.mpp,
             self.seed,
         ):
-            label = QLabel(field.label)
-            label.setToolTip(field.tooltip)
-            label.setBuddy(field.native)
-            field.native.setAccessibleName(field.label)
-            rows.addRow(label, field.native)
-        for menu in (self.image.native, self.model.native):  # long names must not widen the dock
+            self._add(rows, field)
+            if field is self.model:
+                rows.addRow(self.about)
+        for field in (self.image, self.scope, self.model):  # long names must not widen the dock
+            menu = field.native
             menu.setSizeAdjustPolicy(menu.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             menu.setMinimumContentsLength(10)
         boxes = QGridLayout()
@@ -108,7 +131,27 @@ class SegmentForm:
             boxes.addWidget(box.native, i // 2, i % 2)
         rows.addRow(QLabel("Add to the labels"))
         rows.addRow(boxes)
+        rows.addRow(QLabel("Change the result at once"))
+        for slider in (self.threshold, self.min_area):
+            self._add(rows, slider)
         return rows
+
+    def _add(self, rows: QFormLayout, field: ValueWidget[Any]) -> None:
+        """A field with its name, for eyes, mouse and screen readers."""
+        label = QLabel(field.label)
+        label.setToolTip(field.tooltip)
+        label.setBuddy(field.native)
+        field.native.setAccessibleName(field.label)
+        rows.addRow(label, field.native)
+
+    def show_cut(self, config: ModelConfig, enabled: bool) -> None:
+        """Have the sliders show what labels are made with; they act where there is a result."""
+        for slider in (self.threshold, self.min_area):
+            slider.enabled = enabled and config.target != "classes"
+        with self.threshold.changed.blocked(), self.min_area.changed.blocked():
+            self.threshold.value = config.decode.threshold
+            self.min_area.max = max(100.0, config.decode.min_area)
+            self.min_area.value = config.decode.min_area
 
     def _step_choices(self, _: object = None) -> list[tuple[str, int]]:
         trained = self.config.diffusion.steps if self.config else 0
@@ -122,6 +165,9 @@ class SegmentForm:
             self.steps.reset_choices()
             self.steps.value = self.config.diffusion.steps
             self.model.tooltip = describe(self.config)
+            self.about.setText(describe(self.config))
+            self.show_cut(self.config, enabled=False)
+            self.mpp.enabled = self.config.image.mpp is not None
             self._on_steps()  # the same steps of another model
 
     def _on_steps(self, *_: object) -> None:

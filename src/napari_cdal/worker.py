@@ -6,17 +6,27 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cdal_engine.errors import Cancelled, CdalError
+from cdal_engine.io.levels import best_level, levels_of
 
 from .planes import Plane
+from .regions import Region
+from .volumes import axes_of, for_layer, is_turned, slice_for_layer, takes_volumes
 
 if TYPE_CHECKING:
-    from cdal_engine.segmenter import Segmentation
+    from cdal_engine.config import ModelConfig
+    from cdal_engine.segmenter import Segmentation, Segmenter
 
 __all__ = ["Answer", "Job", "Run", "start"]
+
+_ALL = 16e6  # pixels; of a larger image a region is read with what the model sees around it
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class Job:
     """What to segment and how; the options are those of `Segmenter.segment`."""
 
     plane: Plane
+    regions: tuple[Region, ...]  # of the plane; none: the whole volume that it is of
     model: Path
     device: str
     mpp: float | None
@@ -35,106 +46,260 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished job."""
+    """What is known of one region, or of a volume, so far.
+
+    Attributes
+    ----------
+    job : Job
+    region : Region or None
+        None: the whole volume.
+    segmentation : Segmentation
+    config : ModelConfig
+        Its `decode` is what the labels were made with.
+    so_far : str
+        What this is, where it is not the whole answer.
+    offset : tuple of float
+        Where the first pixel's centre is, in the layer's pixels, one a layer axis.
+    step : float
+        Edge of the answer's pixels in the layer's.
+    mask : ndarray or None
+        Pixels inside the region's outline.
+    facts : dict
+        Kept in the layers' metadata.
+    """
 
     job: Job
+    region: Region | None
     segmentation: Segmentation
-    model: str
-    classes: tuple[str, ...]
-    facts: dict[str, Any]  # kept in the layers' metadata
+    config: ModelConfig
+    so_far: str
+    offset: tuple[float, ...]
+    step: float
+    mask: NDArray[np.bool_] | None
+    facts: dict[str, Any]
 
 
 class Run:
     """A job on its way: called in a worker thread, looked at from the GUI's.
 
-    Progress is read by polling rather than sent by signals, so the number of tiles never
-    floods the event loop.
+    Progress and answers are read by polling rather than sent by signals, so the number of tiles
+    never floods the event loop.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.done = 0
-        self.total = 0
+        self.answers: dict[int, Answer] = {}  # by region, the newest of each
+        self.part = 0  # region being worked on
+        self.so_far = ""
+        self.fraction = 0.0  # of the work
         self.stopped: Callable[[], bool] = lambda: False
-        self._since: float | None = None  # when the first pass was done
+        self._since = 0.0  # when the first pass was done
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return f"segmentation of {self.job.plane.name!r}"
 
-    def __call__(self) -> Answer | str | None:
-        """Segment; None if cancelled, a line to show if the user can act on what failed.
+    def __call__(self) -> str:
+        """Segment; a line to show if the user can act on what failed.
 
         Not the error itself: napari raises one that a worker returns, and shows its traceback.
         """
         try:
-            return self._segment()
+            self._segment()
         except Cancelled:
-            return None
+            pass
         except CdalError as error:
             return str(error)
         except MemoryError:  # reading the layer; the engine reports its own
             return "Not enough memory to read this image (crop it)"
+        return ""
 
-    def _segment(self) -> Answer:
+    def _segment(self) -> None:
+        segmenter = self._segmenter()
+        facts = self._facts(segmenter)
+        if not self.job.regions:
+            self._volume(segmenter, facts)
+        for part, region in enumerate(self.job.regions):
+            self.part = part
+            self._region(segmenter, region, facts)
+
+    def _segmenter(self) -> Segmenter:
         try:  # loads torch, which takes seconds
+            import torch
+            from dask.system import CPU_COUNT
+
             from cdal_engine.model import Model
             from cdal_engine.segmenter import Segmenter
         except (ImportError, OSError) as error:
             raise CdalError(
                 f"PyTorch cannot be loaded: {error}", "install torch anew for this computer"
             ) from error
+        self._check()
+        # Of a container's processors torch does not know, and more threads wait for each other.
+        torch.set_num_threads(min(torch.get_num_threads(), CPU_COUNT))
+        segmenter = Segmenter(Model.load(self.job.model), self.job.device)
+        self._check()
+        return segmenter
+
+    def _facts(self, segmenter: Segmenter) -> dict[str, Any]:
         job = self.job
-        self._check()
-        model = Model.load(job.model)
-        image = job.plane.read(model.config.image.neighbours)
-        segmenter = Segmenter(model, job.device)
-        self._check()
-        segmentation = segmenter.segment(
-            image,
-            mpp=job.mpp,
-            samples=job.samples,
-            steps=job.steps,
-            seed=job.seed,
-            keep_samples="samples" in job.wanted,
-            attention="attention" in job.wanted,
-            progress=self._report,
-        )
-        facts = {
+        return {
             "source": job.plane.name,
             "index": job.plane.index,
-            "model": model.name,
-            "digest": model.digest,
+            "model": segmenter.model.name,
+            "digest": segmenter.model.digest,
             "device": str(segmenter.device),
             "samples": job.samples if job.steps else 1,
             "steps": job.steps,
             "seed": job.seed,
-            "mpp": segmentation.mpp,
-            "seconds": segmentation.seconds,
         }
-        return Answer(job, segmentation, model.name, model.config.classes, facts)
+
+    def _region(self, segmenter: Segmenter, region: Region, facts: dict[str, Any]) -> None:
+        """Read a region at the level that suits the model, and keep its answers."""
+        from .decode import inside
+        from .live import Options, live
+
+        job, config = self.job, segmenter.model.config
+        level, step = _level(job, config)
+        halo = segmenter.halo(segmenter.check_options(job.samples, job.steps))
+        image, box, origin = _read(job.plane, region, level, step, halo, config)
+        volume = job.plane.is_volume and takes_volumes(config)
+        limits = _limits(job.plane) if volume else None
+        turned = volume and is_turned(job.plane, config)
+        if turned:
+            image, box = image.swapaxes(0, 1), (box[1], box[0])
+        mpp = None if job.mpp is None else job.mpp * step
+        options = Options(mpp, job.samples, job.steps, job.seed, limits)
+        at = tuple(o + s.start for o, s in zip(origin, box[::-1] if turned else box, strict=True))
+        for found, so_far in live(segmenter, image, box, options, self._report):
+            result = slice_for_layer(found) if turned else found
+            head = so_far == "preview" or not job.steps
+            used = config.of_supervised_head() if head else config
+            corner = (at[0] * step, at[1] * step)
+            mask = region.mask(result.labels.shape, corner, step)
+            if mask is not None:
+                result = inside(result, used, mask)
+            centre = tuple(each + (step - 1) / 2 for each in corner)
+            self._keep(
+                Answer(
+                    job=job,
+                    region=region,
+                    segmentation=result,
+                    config=used,
+                    so_far=so_far,
+                    offset=(*map(float, job.plane.index), *centre),
+                    step=step,
+                    mask=mask,
+                    facts={**facts, "mpp": result.mpp, "pixel": step, "corner": corner},
+                )
+            )
+
+    def _volume(self, segmenter: Segmenter, facts: dict[str, Any]) -> None:
+        """Segment all slices: a preview, then the samples."""
+        from cdal_engine.volume import segment_volume
+
+        job, config = self.job, segmenter.model.config
+        axes = axes_of(job.plane, config)
+        voxels = job.plane.read_volume().transpose(np.argsort(axes))
+        runs = [0, job.steps] if job.steps and config.network.has_head else [job.steps]
+        for number, steps in enumerate(runs):
+            found = segment_volume(
+                segmenter,
+                voxels,
+                samples=job.samples,
+                steps=steps,
+                seed=job.seed,
+                keep_samples=steps > 0,
+                progress=partial(self._report_slices, number, len(runs)),
+            )
+            self._keep(
+                Answer(
+                    job=job,
+                    region=None,
+                    segmentation=for_layer(found, axes),
+                    config=config,
+                    so_far="" if steps == job.steps else "preview",
+                    offset=(0.0,) * 3,
+                    step=1.0,
+                    mask=None,
+                    facts=facts,
+                )
+            )
+
+    def _keep(self, answer: Answer) -> None:
+        self.answers[self.part] = answer
+        self.so_far = answer.so_far
 
     def _check(self) -> None:
         if self.stopped():
             raise Cancelled
 
-    def _report(self, done: int, total: int) -> bool:
+    def _report(self, done: float, total: float) -> bool:
         self._since = self._since or time.monotonic()
-        self.done, self.total = done, total
+        self.fraction = (self.part + done / total) / max(len(self.job.regions), 1)
         return not self.stopped()
 
+    def _report_slices(self, number: int, runs: int, done: int, total: int) -> bool:
+        return self._report(number + done / total, runs)
+
     def text(self) -> str:
-        """Say how far it is: tiles done, seconds left."""
-        done, total = self.done, self.total
-        if self._since is None or not total:
+        """Say how far it is, and how long it may take."""
+        if not self._since:
             return "Loading the model and the image…"
-        if done >= total:
-            return "Finding the objects…"
-        tiles = max(total // (1 + self.job.steps * self.job.samples), 1)
-        text = f"Tile {min(done * tiles // total + 1, tiles)} of {tiles}"
-        if done > 1:
-            left = (time.monotonic() - self._since) / (done - 1) * (total - done)
-            text += f", about {left:.0f} s left"
-        return text
+        what = [self.so_far] if self.so_far else []
+        if len(self.job.regions) > 1:
+            what.append(f"region {self.part + 1} of {len(self.job.regions)}")
+        what.append(f"{self.fraction:.0%}")
+        if 0 < self.fraction < 1:
+            left = (time.monotonic() - self._since) * (1 / self.fraction - 1)
+            what.append(f"about {left:.0f} s left")
+        return ", ".join(what)
+
+
+def _level(job: Job, config: ModelConfig) -> tuple[int, float]:
+    """Level of the layer to read for the model, and pixels of the first to one of it."""
+    axis = -3 if job.plane.rgb else -2
+    shapes = [(int(n[axis]), int(n[axis + 1])) for n in (data.shape for data in job.plane.levels)]
+    levels = levels_of(shapes, job.mpp)
+    level = best_level(levels, job.mpp, config.image.mpp)
+    return level, levels[level].step
+
+
+def _read(
+    plane: Plane, region: Region, level: int, step: float, halo: int, config: ModelConfig
+) -> tuple[NDArray[np.generic], tuple[slice, slice], tuple[int, int]]:
+    """Pixels of a level, the region's box in them, and where they start in the level."""
+    axis = -3 if plane.rgb else -2
+    size = tuple(int(n) for n in plane.levels[level].shape[axis:][:2])
+    box = tuple(
+        slice(min(int(s.start / step), n - 1), max(min(round(s.stop / step), n), 1))
+        for s, n in zip(region.box, size, strict=True)
+    )
+    # Statistics of the whole, and noise that is a function of the place in it, need all of it.
+    margin = halo * 2 if config.image.mpp else halo  # a level may be twice as fine as the model
+    window = tuple(
+        slice(max(s.start - margin, 0), min(s.stop + margin, n))
+        for s, n in zip(box, size, strict=True)
+    )
+    if size[0] * size[1] <= _ALL or config.image.normalisation != "constant":
+        window = (slice(0, size[0]), slice(0, size[1]))
+    (top, left) = window[0].start, window[1].start
+    seen = (
+        slice(box[0].start - top, box[0].stop - top),
+        slice(box[1].start - left, box[1].stop - left),
+    )
+    return plane.read(level, window, config.image.neighbours), seen, (top, left)
+
+
+def _limits(plane: Plane) -> NDArray[np.floating]:
+    """Percentiles of the volume that a slice is of: its own would stretch an empty one's noise."""
+    import torch
+
+    from cdal_engine.preparation import limits_of
+
+    voxels = np.ascontiguousarray(plane.read_volume(), np.float32)
+    if not np.isfinite(voxels).all():
+        raise CdalError("the volume has NaN or infinite voxels", "fill or crop them first")
+    return limits_of(torch.from_numpy(voxels))
 
 
 def start(run: Run) -> Any:

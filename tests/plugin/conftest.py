@@ -48,3 +48,33 @@ def docked(tiny_model: Path) -> Callable[[Any], Any]:
         return widget
 
     return dock
+
+
+@pytest.fixture(scope="session")
+def tiny_volume_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small model of two classes in MRI volumes, with random weights; T = 2."""
+    import torch
+
+    from cdal_engine.config import DiffusionConfig, ImageConfig, ModelConfig, NetworkConfig
+    from cdal_engine.model import Model, Networks
+
+    network = NetworkConfig(
+        widths=(8, 12),
+        denoiser_width=12,
+        denoiser_blocks=1,
+        detail_width=8,
+        latent_dim=4,
+        discriminator_widths=(8, 8, 8),
+    )
+    image = ImageConfig(channels=1, mpp=None, normalisation="percentile", mean=(), std=())
+    config = ModelConfig(
+        target="classes",
+        classes=("anterior", "posterior"),
+        image=image,
+        network=network,
+        diffusion=DiffusionConfig(steps=2),
+    )
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("models") / "mri"
+    Model.save(folder, config, Networks(config))
+    return folder

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cdal_engine.config import ImageConfig
 from cdal_engine.errors import CdalError
 from cdal_engine.io.colour import over_white
-from napari_cdal.planes import check, plane_of
+from napari_cdal.planes import check, check_memory, check_shown, enlargement, placement, plane_of
 
 RGB = ImageConfig(channels=3)
 GRAY = ImageConfig(channels=1, mean=(0.5,), std=(0.2,))
@@ -22,7 +22,7 @@ def test_plane_of_an_rgb_layer(tile: NDArray[np.uint8]) -> None:
     plane = plane_of(layer, (0, 0))
     assert (plane.name, plane.size, plane.index, plane.rgb) == ("tile", (96, 120), (), True)
     np.testing.assert_array_equal(plane.read(), tile)
-    check(plane, RGB, None)
+    check(plane, RGB)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_plane_of_a_stack_lies_where_the_stack_has_it(tile: NDArray[np.uint8]) -
     )
     plane = plane_of(layer, layer.data_to_world((3, 0, 0)))
     assert plane.index == (3,)
-    alone = Image(plane.read()[None], rgb=True, **plane.placement)
+    alone = Image(plane.read()[None], rgb=True, **placement(layer, (3, 0, 0)))
     for y, x in ((0, 0), (95, 119), (7, 60)):
         np.testing.assert_allclose(
             alone.data_to_world((0, y, x)), layer.data_to_world((3, y, x)), atol=1e-9
@@ -112,18 +112,6 @@ def test_rgba_is_laid_over_white() -> None:
     np.testing.assert_allclose(wide / 257, expected, atol=1)
 
 
-class Huge:
-    """An array of a shape, never read: no pixel of it may be needed to refuse it."""
-
-    def __init__(self, *shape: int) -> None:
-        self.shape, self.ndim, self.dtype = shape, len(shape), np.dtype(np.uint8)
-
-    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
-        return np.zeros(
-            [len(range(*k.indices(n))) for k, n in zip(key, self.shape, strict=False)], np.uint8
-        )
-
-
 def layer_over(data: Any, **arguments: Any) -> Image:
     return Image(data, contrast_limits=(0, 255), **arguments)
 
@@ -134,12 +122,11 @@ def layer_over(data: Any, **arguments: Any) -> Image:
         (lambda: layer_over(np.zeros((64, 64), np.uint8)), RGB, "is grayscale"),
         (lambda: layer_over(np.zeros((3, 64, 64), np.uint8)), RGB, "is grayscale"),
         (lambda: layer_over(np.zeros((64, 64, 3), np.uint8)), GRAY, "is RGB"),
-        (lambda: layer_over(Huge(25_000, 20_000)), GRAY, "500 megapixels"),
     ],
 )
 def test_refused_with_a_reason_and_a_remedy(layer: Any, config: ImageConfig, reason: str) -> None:
     with pytest.raises(CdalError, match=reason) as error:
-        check(plane_of(layer(), (0, 0)), config, None)
+        check(plane_of(layer(), (0, 0)), config)
     assert error.value.remedy
 
 
@@ -159,11 +146,27 @@ def test_data_that_cannot_be_read_names_the_layer(tile: NDArray[np.uint8]) -> No
         plane.read()
 
 
-def test_a_plane_too_large_at_the_models_resolution_is_refused(tile: NDArray[np.uint8]) -> None:
-    plane = plane_of(Image(tile, rgb=True), (0, 0))
-    check(plane, RGB, 0.25)
-    with pytest.raises(CdalError, match="megapixels at the model's resolution"):
-        check(plane, RGB, 60.0)
+@pytest.mark.parametrize(
+    ("size", "mpp", "gigabytes", "fits"),
+    [
+        ((1000, 1000), 0.25, 1, True),
+        ((1000, 1000), 60.0, 1000, False),  # enlarged to the model's resolution
+        ((10_000, 10_000), 0.25, 1, False),
+        ((10_000, 10_000), 0.25, 8, True),
+        ((25_000, 20_000), 0.25, 1000, False),
+    ],
+)
+def test_what_would_not_fit_in_memory_is_refused(
+    size: tuple[int, int], mpp: float, gigabytes: int, fits: bool
+) -> None:
+    def run() -> None:
+        check_memory("slide", size, enlargement(mpp, RGB), 5, gigabytes)
+
+    if fits:
+        run()
+    else:
+        with pytest.raises(CdalError, match=r"'slide': .* megapixels at the model's resolution"):
+            run()
 
 
 @pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
@@ -174,8 +177,8 @@ def test_a_stack_turned_out_of_the_sliders_axes_is_refused(
     stack = np.stack([tile] * 3)
     plane = plane_of(Image(stack, rgb=True, scale=(2, 1, 1), **turned), (2, 0, 0))
     with pytest.raises(CdalError, match="turned out of the sliders' axes"):
-        check(plane, RGB, None)
+        check_shown(plane)
     turn = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
     in_plane = plane_of(Image(stack, rgb=True, scale=(2, 1, 1), rotate=turn), (2, 0, 0))
-    check(in_plane, RGB, None)
+    check_shown(in_plane)
     assert in_plane.index == (1,)

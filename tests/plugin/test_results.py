@@ -47,10 +47,10 @@ def tuples(answer: Segmentation, layer: Image | None = None, **arguments: Any) -
         "source": "tile",
         "model": "tiny",
         "classes": ("nucleus",),
-        "placement": placement(layer, (0,) * (layer.ndim - 2)),
+        "placement": placement(layer, (0,) * layer.ndim),
         "wanted": ALL,
     }
-    layers = [Layer.create(*item) for item in layer_data(answer, **defaults | arguments)]
+    layers = [Layer.create(*item) for item in layer_data(answer, **defaults | arguments).values()]
     return {layer.name: layer for layer in layers}
 
 
@@ -106,7 +106,7 @@ def test_placement_is_the_sources(skewed: dict[str, Any]) -> None:
 def test_a_stacks_slice_keeps_the_stacks_axes() -> None:
     source = Image(np.zeros((4, *SHAPE)), scale=(2, 1, 1), units=("um", "um", "um"))
     plane = plane_of(source, (6, 0, 0))
-    layers = tuples(segmentation(), source, placement=plane.placement)
+    layers = tuples(segmentation(), source, placement=placement(source, (*plane.index, 0, 0)))
     assert layers["labels: tile, tiny"].data.shape == (1, *SHAPE)
     assert layers["samples: tile, tiny"].data.shape == (3, 1, *SHAPE)
     np.testing.assert_allclose(layers["labels: tile, tiny"].data_to_world((0, 5, 6)), (6, 5, 6))

@@ -55,6 +55,8 @@ class GeoJsonWriter:
         (H, W) of level 0: the last pixels of the model's grid may reach beyond it.
     pixel : float
         Level-0 pixels to a pixel of the grid that labels lie on.
+    origin : tuple of float
+        (y, x) in level-0 pixels where that grid starts: that of a region.
     """
 
     def __init__(
@@ -64,12 +66,13 @@ class GeoJsonWriter:
         mpp: float | None,
         shape: tuple[int, ...],
         pixel: float,
+        origin: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self._path = path
         self._named = sha1(uuid.NAMESPACE_URL.bytes, usedforsecurity=False)
         self._named.update(f"{printable(name)}#".encode())
         self._mpp, self._pixel, self._shape = mpp, pixel, shape
-        self._largest = (shape[1], shape[0])
+        self._largest, self._origin = (shape[1], shape[0]), origin[::-1]
         self._separator = b""
 
     def __enter__(self) -> GeoJsonWriter:
@@ -119,9 +122,10 @@ class GeoJsonWriter:
         self, points: NDArray[np.int64], corner: tuple[int, int]
     ) -> NDArray[np.int64] | NDArray[np.float64]:
         """Level-0 coordinates: whole numbers, which are written faster, where they are ones."""
-        pixel = int(self._pixel) if float(self._pixel).is_integer() else self._pixel
-        placed = ((points + np.array(corner[::-1])) * pixel).clip(0, self._largest)
-        return np.asarray(placed.round(_DECIMALS))
+        whole = all(float(n).is_integer() for n in (self._pixel, *self._origin))
+        pixel, origin = (np.array(n, int if whole else float) for n in (self._pixel, self._origin))
+        placed = (points + np.array(corner[::-1])) * pixel + origin
+        return np.asarray(placed.clip(0, self._largest).round(_DECIMALS))
 
     def _write(
         self, label: int, polygons: list[list[Ring]], kind: str, measured: dict[str, float]
@@ -161,9 +165,13 @@ def _measurements(columns: dict[str, NDArray[Any]]) -> list[dict[str, float]]:
         for name, key in _MEASUREMENTS.items()
         if key in columns
     }
-    known = {name: column.tolist() for name, column in shown.items() if not np.isnan(column).any()}
-    known = {"label": columns["label"].tolist()} | known
-    return [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
+    every = {name: column for name, column in shown.items() if not np.isnan(column).any()}
+    known = {"label": columns["label"].tolist()} | {n: c.tolist() for n, c in every.items()}
+    rows = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
+    for name in shown.keys() - every.keys():  # such as the score of an object that a person drew
+        for i in np.flatnonzero(~np.isnan(shown[name])):
+            rows[i][name] = float(shown[name][i])
+    return rows
 
 
 def _polygons(

@@ -13,7 +13,7 @@ from ome_zarr.writer import write_multiscales_metadata
 
 from ..tiling import Box
 
-__all__ = ["Pyramid", "labels_pyramid", "maps_pyramid"]
+__all__ = ["Pyramid", "labels_pyramid", "maps_pyramid", "write_labels"]
 
 _CHUNK = 1024
 _SMALLEST = 512  # pixels; the pyramid ends at the first level this small
@@ -60,14 +60,14 @@ class Pyramid:
         """Write rows and columns of the first level; what is never written is 0."""
         self.levels[0][(..., *box)] = pixels
 
-    def finish(self, spacing: float | None, offset: float) -> None:
+    def finish(self, spacing: float | None, offset: float | tuple[float, float]) -> None:
         """Make the other levels, and describe all.
 
         Parameters
         ----------
         spacing : float or None
             Micrometres per pixel.
-        offset : float
+        offset : float or tuple of float
             Of the first pixel's centre from that of the image's, in micrometres along y and x.
         """
         for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
@@ -77,14 +77,15 @@ class Pyramid:
                     part = fine[..., 2 * y : 2 * (y + _CHUNK), 2 * x : 2 * (x + _CHUNK)]
                     coarse[..., y : y + _CHUNK, x : x + _CHUNK] = self._halved(part)
         datasets, step = [], spacing or 1.0
+        place = np.array([0.0, *np.broadcast_to(offset, 2)])[-len(self._axes) :]
+        further = np.array([axis != "c" for axis in self._axes]) * (self._halved is _averaged)
         for level in self.levels:
             scale = [1.0 if axis == "c" else step for axis in self._axes]
-            moved = [0.0 if axis == "c" else offset for axis in self._axes]
             placed = [{"type": "scale", "scale": scale}]
-            placed += [{"type": "translation", "translation": moved}]
+            placed += [{"type": "translation", "translation": place.tolist()}]
             datasets.append({"path": level.basename, "coordinateTransformations": placed})
             # An averaged pixel's centre lies half a finer pixel further.
-            offset, step = offset + (step / 2 if self._halved is _averaged else 0), 2 * step
+            place, step = place + further * step / 2, 2 * step
         space = {"type": "space"} | ({} if spacing is None else {"unit": "micrometer"})
         axes = [
             {"name": axis, **({"type": "channel"} if axis == "c" else space)} for axis in self._axes
@@ -92,6 +93,18 @@ class Pyramid:
         write_multiscales_metadata(self._group, datasets, axes=axes, name=self._name)
         written: Any = self._group.attrs["ome"]
         self._group.attrs["ome"] = {**written, **self._attributes}
+
+
+def write_labels(
+    path: Path,
+    labels: NDArray[np.uint32],
+    spacing: float | None,
+    offset: float | tuple[float, float],
+) -> None:
+    """Write (H, W) labels at once; `spacing` and `offset` as of `Pyramid.finish`."""
+    pyramid = labels_pyramid(path, labels.shape)
+    pyramid.write(tuple(slice(0, n) for n in labels.shape), labels)
+    pyramid.finish(spacing, offset)
 
 
 def labels_pyramid(path: Path, shape: tuple[int, ...]) -> Pyramid:

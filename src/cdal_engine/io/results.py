@@ -21,7 +21,7 @@ from .source import Source
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
-__all__ = ["ResultsFolder", "chosen_maps"]
+__all__ = ["ResultsFolder", "chosen_maps", "write_label_tiff"]
 
 _LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
 _ASIDE = ".cdal-writing-"
@@ -105,14 +105,11 @@ class ResultsFolder:
             offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
             if "labels" in save:
                 if result.labels.size > _LARGE:
-                    from .ome_zarr import labels_pyramid
+                    from .ome_zarr import write_labels
 
-                    shape = result.labels.shape
-                    pyramid = labels_pyramid(folder / "labels.ome.zarr", shape)
-                    pyramid.write(tuple(slice(0, n) for n in shape), result.labels)
-                    pyramid.finish(spacing, offset)
+                    write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
                 else:
-                    _write_tiff(folder / "labels.tif", result.labels, spacing)
+                    write_label_tiff(folder / "labels.tif", result.labels, spacing)
             maps = chosen_maps(_maps(result), save)
             if maps:
                 from .ome_zarr import maps_pyramid
@@ -227,7 +224,7 @@ def _maps(result: Segmentation) -> dict[str, NDArray[Any]]:
     return maps if result.samples is None else maps | {"samples": result.samples}
 
 
-def _write_tiff(path: Path, labels: NDArray[np.uint32], mpp: float | None) -> None:
+def write_label_tiff(path: Path, labels: NDArray[np.uint32], mpp: float | None) -> None:
     """Write labels as a compressed TIFF, with their resolution where it is known."""
     resolution = None if mpp is None else (1e4 / mpp, 1e4 / mpp)
     unit = None if mpp is None else tifffile.RESUNIT.CENTIMETER

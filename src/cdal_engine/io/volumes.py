@@ -14,7 +14,7 @@ from ..errors import CdalError
 from .levels import Level
 from .source import Pixels, Source
 
-__all__ = ["needed", "volume_source", "write_volume_labels"]
+__all__ = ["needed", "volume_source", "write_placed_labels", "write_volume_labels"]
 
 _SCANNER = 1  # NIfTI's code for coordinates of the scanner
 
@@ -83,21 +83,41 @@ def write_volume_labels(path: Path, labels: NDArray[np.integer], source: Source)
         )
     nib: Any = needed("nibabel")
     dtype = np.min_scalar_type(int(labels.max(initial=0)))
-    values = labels.astype(dtype)
-    if source.path.is_file() and isinstance(volume := _load(nib, source.path), nib.Nifti1Image):
-        header = volume.header.copy()
-        for text in {"descrip", "aux_file", "db_name", "intent_name"} & set(header.keys()):
-            header[text] = b""
-        header.extensions.clear()
-        header.set_data_dtype(dtype)
-        header.set_slope_inter(1, 0)
-        header["cal_min"] = header["cal_max"] = 0
-        image = type(volume)(values, None, header)
-    else:
-        image = nib.Nifti1Image(values, source.affine, dtype=dtype)
-        image.set_qform(source.affine, _SCANNER)
-        image.set_sform(source.affine, _SCANNER)
-        image.header.set_xyzt_units("mm")
+    if not source.path.is_file() or not isinstance(
+        volume := _load(nib, source.path), nib.Nifti1Image
+    ):
+        write_placed_labels(path, labels, source.affine)
+        return
+    header = volume.header.copy()
+    for text in {"descrip", "aux_file", "db_name", "intent_name"} & set(header.keys()):
+        header[text] = b""
+    header.extensions.clear()
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    nib.save(type(volume)(labels.astype(dtype), None, header), path)
+
+
+def write_placed_labels(
+    path: Path, labels: NDArray[np.integer], affine: NDArray[np.float64]
+) -> None:
+    """Write labels as NIfTI at a place of their own.
+
+    Parameters
+    ----------
+    path : Path
+        Ends with .nii or .nii.gz.
+    labels : ndarray
+        (I, J, K), not negative.
+    affine : ndarray
+        (4, 4), from voxel indices to millimetres right, anterior, superior.
+    """
+    nib: Any = needed("nibabel")
+    dtype = np.min_scalar_type(int(labels.max(initial=0)))
+    image = nib.Nifti1Image(labels.astype(dtype), affine, dtype=dtype)
+    image.set_qform(affine, _SCANNER)
+    image.set_sform(affine, _SCANNER)
+    image.header.set_xyzt_units("mm")
     nib.save(image, path)
 
 

@@ -32,9 +32,10 @@ def user_folder() -> Path:
     return Path(chosen) if chosen else user_data_path("napari-cdal", appauthor=False) / "models"
 
 
-def available() -> dict[str, Path]:
-    """Folders of all models by name: the shipped ones, then the user's."""
-    return shipped() | _models_in(user_folder()) | shipped()  # the shipped names are theirs alone
+def available(own: Path | None = None) -> dict[str, Path]:
+    """Folders of all models by name: the shipped ones, then the user's in `own`."""
+    users = _models_in(user_folder() if own is None else own)
+    return shipped() | users | shipped()  # the shipped names are theirs alone
 
 
 def folder_for(name: str) -> Path:

@@ -1,0 +1,54 @@
+"""How long the window takes to answer while it segments: python benchmarks/gui.py
+
+Needs a display (or `xvfb-run`). Opens the sample slide, segments a region of it with the shipped
+model, and asks the event loop for its turn every 10 ms; prints how late those turns came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+
+import napari
+import numpy as np
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication
+
+EVERY = 10  # milliseconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--edge", type=int, default=512, help="edge of the region in pixels")
+    parser.add_argument("--samples", type=int, default=5)
+    chosen = parser.parse_args()
+    viewer = napari.Viewer()
+    (slide,) = viewer.open_sample("napari-cdal", "slide")
+    edge = chosen.edge * slide.scale[-1]
+    corners = np.array([[0, 0], [0, edge], [edge, edge], [edge, 0]]) + 300 * slide.scale[-1]
+    shapes = viewer.add_shapes([corners], shape_type="rectangle", units=slide.units)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-cdal", "Segment")
+    widget.form.scope.value = shapes
+    widget.form.samples.value = chosen.samples
+    turns = [time.perf_counter()]
+    timer = QTimer()
+    timer.timeout.connect(lambda: turns.append(time.perf_counter()))
+    timer.start(EVERY)
+    widget.run_button.native.click()
+    while widget.running:
+        QApplication.processEvents()
+        time.sleep(0.001)
+    late = np.maximum(np.diff(turns) * 1000 - EVERY, 0)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors")
+    print(f"{widget.status.value} ({turns[-1] - turns[0]:.1f} s in all)")
+    print(
+        f"turns late by: median {np.median(late):.1f} ms, 99 % within {np.percentile(late, 99):.0f}"
+        f" ms, at most {late.max():.0f} ms; above 100 ms: {(late > 100).sum()} of {len(late)}"
+    )
+    viewer.close()
+
+
+if __name__ == "__main__":
+    main()

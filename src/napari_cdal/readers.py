@@ -1,0 +1,72 @@
+"""Reader of slides, volumes and results folders; other images stay with napari's own readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari.utils.notifications import show_error
+
+from cdal_engine.errors import CdalError
+from cdal_engine.io.dicom import dicom_files
+from cdal_engine.io.discovery import open_source
+from cdal_engine.io.records import RUN, is_results_folder
+
+from .sources import source_layers
+
+if TYPE_CHECKING:
+    from .results import LayerData
+
+__all__ = ["get_reader", "read"]
+
+Paths = str | Sequence[str]
+_NOTHING = [(None,)]  # napari's sign for: read, and there is nothing to add
+
+
+def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
+    """Return `read` for what cDAL reads better than napari; None for other folders and stacks.
+
+    Files come here by their suffix, see napari.yaml. PNG, JPEG and TIFF are not among them.
+    """
+    one = _one(path)
+    if one is None:
+        return None
+    if one.is_dir():
+        ours = one.suffix == ".zarr" or is_results_folder(one) or bool(_dicom_in(one))
+        return read if ours else None
+    return read
+
+
+def read(path: Paths) -> list[LayerData]:
+    """Read a slide, a volume or a results folder into layers.
+
+    What keeps it from being read is shown as a notification, with what can be done.
+    """
+    one = _one(path)
+    assert one is not None  # `get_reader` saw it
+    try:
+        if one.name == RUN or (one.is_dir() and is_results_folder(one)):
+            from .results_folder import results_layers
+
+            return results_layers(one.parent if one.name == RUN else one)
+        return source_layers(open_source(one))
+    except CdalError as error:
+        show_error(str(error.at(one)))
+        return list(_NOTHING)  # type: ignore[arg-type]
+
+
+def _one(path: Paths) -> Path | None:
+    """The one input that these paths are: a stack of DICOM files is their series."""
+    if isinstance(path, str):
+        return Path(path)
+    paths = [Path(p) for p in path]
+    series = len({p.parent for p in paths}) == 1 and all(p.suffix == ".dcm" for p in paths)
+    return paths[0] if len(paths) == 1 or series else None
+
+
+def _dicom_in(folder: Path) -> list[Path]:
+    try:
+        return dicom_files(folder)
+    except CdalError:  # not to be listed: napari's reader says so
+        return []

@@ -1,0 +1,140 @@
+"""Which parts of a plane are segmented: all of it, what the window shows, or shapes drawn on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.draw import polygon2mask
+
+from cdal_engine.errors import CdalError
+
+if TYPE_CHECKING:
+    from napari.layers import Shapes
+
+    from .planes import Plane
+
+__all__ = ["Region", "in_view", "of_shapes", "whole"]
+
+_CORNERS = 64  # of the polygon that stands for an ellipse
+_AREAS = {"rectangle", "polygon", "ellipse"}
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a plane.
+
+    Attributes
+    ----------
+    box : tuple of slice
+        Rows and columns, at full resolution.
+    outline : ndarray or None
+        (N, 2) corners of a polygon in pixels at full resolution; None: the whole box.
+    name : str
+        To tell the results of several apart.
+    """
+
+    box: tuple[slice, slice]
+    outline: NDArray[np.float64] | None = None
+    name: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels at full resolution."""
+        rows, columns = self.box
+        return rows.stop - rows.start, columns.stop - columns.start
+
+    def mask(
+        self, shape: tuple[int, int], corner: tuple[float, float], step: float
+    ) -> NDArray[np.bool_] | None:
+        """Pixels inside the outline, of an array that starts at `corner`, `step` to a pixel."""
+        if self.outline is None:
+            return None
+        # A pixel's centre is at a whole number in napari, and in polygon2mask.
+        inside = polygon2mask(shape, (self.outline - corner + 0.5) / step - 0.5)
+        return np.asarray(inside, np.bool_)
+
+
+def whole(plane: Plane) -> tuple[Region, ...]:
+    """The plane as one region."""
+    height, width = plane.size
+    return (Region((slice(0, height), slice(0, width))),)
+
+
+def in_view(plane: Plane) -> tuple[Region, ...]:
+    """What the window shows of the plane.
+
+    Raises
+    ------
+    CdalError
+        If it shows nothing of it.
+    """
+    layer = plane.layer
+    step = layer.downsample_factors[layer.data_level][-2:] if layer.multiscale else (1.0, 1.0)
+    (top, left), (bottom, right) = layer.corner_pixels[:, -2:] * step
+    end = (bottom + step[0], right + step[1])
+    region = _within(plane, (top, left), end)
+    if region is None:
+        raise CdalError("the window shows nothing of the layer", "move it into sight")
+    return (region,)
+
+
+def of_shapes(plane: Plane, shapes: Shapes) -> tuple[Region, ...]:
+    """Rectangles, polygons and ellipses of a Shapes layer, each a region; lines have no inside.
+
+    Raises
+    ------
+    CdalError
+        If none lies on the plane.
+    """
+    regions = []
+    for number, outline in _outlines(plane, shapes):
+        # A polygon's corners lie anywhere; the pixels that they touch are in the box.
+        region = _within(plane, outline.min(axis=0) + 0.5, outline.max(axis=0) + 0.5)
+        if region is not None:
+            regions.append(Region(region.box, outline, f"region {number}"))
+    if not regions:
+        raise CdalError(
+            f"no region of {shapes.name!r} lies on the image",
+            "draw a rectangle, polygon or ellipse on it",
+        )
+    return tuple(regions)
+
+
+def _outlines(plane: Plane, shapes: Shapes) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Number and corners, in the plane's pixels, of each shape drawn on the plane shown."""
+    for number, (corners, kind) in enumerate(zip(shapes.data, shapes.shape_type, strict=True), 1):
+        if kind not in _AREAS:
+            continue
+        world = [shapes.data_to_world(corner) for corner in corners]
+        points = np.array([plane.layer.world_to_data(_fitted(p, plane)) for p in world])
+        drawn_on = points[:, :-2].round()
+        if shapes.ndim < plane.layer.ndim or (drawn_on == plane.index).all():
+            yield number, _ellipse(points[:, -2:]) if kind == "ellipse" else points[:, -2:]
+
+
+def _fitted(point: Any, plane: Plane) -> NDArray[np.float64]:
+    """A world point with as many coordinates as the plane's layer has."""
+    missing = plane.layer.ndim - len(point)
+    return np.concatenate([np.zeros(max(missing, 0)), np.asarray(point, float)[max(-missing, 0) :]])
+
+
+def _ellipse(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Polygon of the ellipse inside a rectangle, which may be turned."""
+    centre = corners.mean(axis=0)
+    angle = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)[:, None]
+    first, second = (corners[1] - corners[0]) / 2, (corners[2] - corners[1]) / 2
+    return np.asarray(centre + np.cos(angle) * first + np.sin(angle) * second)
+
+
+def _within(plane: Plane, start: Any, end: Any) -> Region | None:
+    """The box between two points, cut to the plane; None if nothing is left."""
+    limits = np.asarray(plane.size)
+    low = np.clip(np.floor(start), 0, limits).astype(int)
+    high = np.clip(np.ceil(end), 0, limits).astype(int)
+    if (high <= low).any():
+        return None
+    return Region((slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1]))))

@@ -1,0 +1,146 @@
+"""A results folder of `cdal segment` or `cdal batch` as layers: image, maps, labels with table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pyarrow.parquet as pq
+import tifffile
+import zarr
+from napari.utils.notifications import show_warning
+
+from cdal_engine.errors import CdalError
+from cdal_engine.io.discovery import open_source
+from cdal_engine.io.records import read_run
+from cdal_engine.io.source import decoding
+
+from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
+from .sources import source_layers
+
+__all__ = ["results_layers"]
+
+
+def results_layers(folder: Path) -> list[LayerData]:
+    """Return the layers of one input's results: its image if still there, maps, labels on top.
+
+    Raises
+    ------
+    CdalError
+        If the run did not finish, or its files are damaged.
+    """
+    record = read_run(folder)
+    if record is None:
+        raise CdalError(
+            "holds no finished results", "run the same cdal command again, then open it", folder
+        )
+    with decoding(folder):
+        layers = _image(record) + _maps(folder, record) + _labels(folder, record)
+    if not layers:
+        raise CdalError("holds neither labels nor maps", "run again with --save labels", folder)
+    return layers
+
+
+def _image(record: dict[str, Any]) -> list[LayerData]:
+    """The segmented image; a warning instead where it was moved or is another one now."""
+    path = Path(str(record["input"]["path"]))
+    try:
+        source = open_source(path)
+        if list(source.shape) != record["input"]["shape"]:
+            raise CdalError("is not the image that was segmented", "open that one by hand", path)
+        return source_layers(source)
+    except CdalError as error:
+        show_warning(f"Results are shown without their image. {error.at(path)}")
+        return []
+
+
+def _labels(folder: Path, record: dict[str, Any]) -> list[LayerData]:
+    arguments = _described(record, "labels") | {"features": _features(folder)}
+    if (folder / "labels.nii.gz").exists():
+        ((voxels, placed, _),) = source_layers(open_source(folder / "labels.nii.gz"))
+        return [(voxels, placed | arguments, "labels")]
+    if (folder / "labels.ome.zarr").exists():
+        levels, placement = _pyramid(folder / "labels.ome.zarr")
+        many = len(levels) > 1
+        placed = {**arguments, **placement, "multiscale": many}
+        pixel = placement["scale"][0] / (record["mpp"] or 1.0)
+        arguments["metadata"][METADATA_KEY]["pixel"] = pixel  # of the image, for outlines
+        return [(levels if many else levels[0], placed, "labels")]
+    if (folder / "labels.tif").exists():
+        mpp = record["mpp"]
+        spacing = (mpp or 1.0) * record["input"].get("downsample", 1.0)
+        placement = {"scale": (spacing,) * 2, "units": (_unit(mpp is not None),) * 2}
+        return [(tifffile.imread(folder / "labels.tif"), {**arguments, **placement}, "labels")]
+    return []
+
+
+def _maps(folder: Path, record: dict[str, Any]) -> list[LayerData]:
+    """A hidden layer a map, as the Segment widget adds them."""
+    path = folder / "maps.ome.zarr"
+    if not path.exists():
+        return []
+    levels, placement = _pyramid(path)
+    channels = _ome(path)["omero"]["channels"]
+    layers: list[LayerData] = []
+    for i, channel in enumerate(channels):
+        title = str(channel["label"])
+        what = title.split()[0].replace("sample", "samples")
+        arguments = {
+            **_described(record, what, title),
+            **placement,
+            "multiscale": len(levels) > 1,
+            "visible": False,
+            "opacity": 0.7,
+            **DISPLAY.get(what, {}),
+        }
+        data = [level[i] for level in levels]
+        layers.append((data if len(data) > 1 else data[0], arguments, "image"))
+    return layers[::-1]
+
+
+def _described(record: dict[str, Any], what: str, title: str = "") -> dict[str, Any]:
+    """Name and metadata, as of a layer that the Segment widget added."""
+    name, model = Path(str(record["input"]["path"])).name, str(record["model"]["name"])
+    facts = {"source": name, "model": model, "digest": record["model"]["digest"]}
+    facts |= {key: record["parameters"][key] for key in ("samples", "steps", "seed")}
+    return {
+        "name": f"{title or what}: {name}, {model}",
+        "metadata": {METADATA_KEY: {"what": what, "note": NOTES.get(what, ""), **facts}},
+    }
+
+
+def _features(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Columns of objects.parquet, the label as `index`, by which napari finds the row to show."""
+    path = folder / "objects.parquet"
+    if not path.exists():
+        return {}
+    table = pq.read_table(path)
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    return {"index": columns.pop("label").astype(np.int64), **columns}
+
+
+def _ome(path: Path) -> dict[str, Any]:
+    attributes: Any = zarr.open_group(path, mode="r").attrs
+    return dict(attributes["ome"])
+
+
+def _pyramid(path: Path) -> tuple[list[da.Array], dict[str, Any]]:
+    """Levels of an OME-Zarr image of ours as lazy arrays, and where it lies."""
+    multiscale = _ome(path)["multiscales"][0]
+    levels = [da.from_zarr(path / str(d["path"])) for d in multiscale["datasets"]]  # type: ignore[no-untyped-call]
+    step, shift = (
+        part[key][-2:]
+        for part, key in zip(
+            multiscale["datasets"][0]["coordinateTransformations"],
+            ("scale", "translation"),
+            strict=True,
+        )
+    )
+    known = multiscale["axes"][-1].get("unit") == "micrometer"
+    return levels, {"scale": step, "translate": shift, "units": (_unit(known),) * 2}
+
+
+def _unit(known: bool) -> str:
+    return "micrometer" if known else "pixel"

@@ -1,0 +1,123 @@
+"""The layers of one run, kept in step with its answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Labels, Layer
+
+from .planes import placement
+from .results import LayerData, layer_data
+
+if TYPE_CHECKING:
+    import napari
+
+    from .worker import Answer
+
+__all__ = ["ShownRun"]
+
+_OUTLINE = 2  # pixels; the objects stay visible inside it
+_EARLY = frozenset({"probability", "uncertainty"})  # maps shown while tiles are still to come
+
+
+class ShownRun:
+    """Adds and updates layers in the viewer, one at a time: the window is never busy for long.
+
+    Layers that the user removes are not added again, and labels that the user edits after the
+    run are not replaced.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        self._viewer = viewer
+        self.answers: dict[int, Answer] = {}
+        self._layers: dict[int, dict[str, Layer]] = {}
+        self._pending: list[tuple[int, str, LayerData]] = []
+        self._ours: dict[int, Any] = {}  # labels as they were put there
+
+    def show(self, part: int, answer: Answer) -> None:
+        """Have the layers of a region follow a newer answer."""
+        self.answers[part] = answer
+        plane, layer = answer.job.plane, answer.job.plane.layer
+        region = answer.region
+        made = layer_data(
+            answer.segmentation,
+            source=f"{layer.name}, {region.name}" if region and region.name else str(layer.name),
+            model=answer.facts["model"],
+            classes=answer.config.classes,
+            placement=placement(layer, answer.offset[-plane.layer.ndim :], answer.step),
+            wanted=answer.job.wanted & _EARLY if answer.so_far else answer.job.wanted,
+            taken=[other.name for other in self._viewer.layers if other not in self._mine()],
+            run=answer.facts,
+        )
+        self._pending = [item for item in self._pending if item[0] != part]
+        self._pending += [(part, title, data) for title, data in reversed(made.items())]
+
+    def add_next(self) -> bool:
+        """Add or update one layer; False if there is none left."""
+        if not self._pending:
+            return False
+        part, title, (data, arguments, kind) = self._pending.pop(0)
+        layers = self._layers.setdefault(part, {})
+        layer = layers.get(title)
+        if layer is None:
+            layer = Layer.create(data, arguments, kind)
+            layers[title] = layer
+            self._insert(layer, layers, self.answers[part].job.plane.layer)
+        elif layer in self._viewer.layers:
+            layer.data = data
+            layer.metadata = arguments["metadata"]
+            if isinstance(layer, Labels):
+                layer.features = arguments["features"]
+        if isinstance(layer, Labels):
+            layer.editable = not self.answers[part].so_far  # what is painted now would be lost
+            self._ours[part] = data.copy()
+        return True
+
+    def _insert(self, layer: Layer, siblings: dict[str, Layer], source: Layer) -> None:
+        """Labels come first, on top of all; each map is put below its run's other layers.
+
+        What the user works on stays selected; labels take the place of their image.
+        """
+        every = self._viewer.layers
+        active = every.selection.active
+        present = [every.index(other) for other in siblings.values() if other in every]
+        every.insert(min(present, default=len(every)), layer)
+        if isinstance(layer, Labels):
+            layer.contour = _OUTLINE
+            active = layer if active == source else active  # may be proxies
+        every.selection.active = active
+
+    def _mine(self) -> list[Layer]:
+        return [layer for layers in self._layers.values() for layer in layers.values()]
+
+    def clear(self) -> None:
+        """Add nothing more."""
+        self._pending.clear()
+
+    @property
+    def present(self) -> bool:
+        """Whether labels of the run are still among the layers."""
+        every = self._viewer.layers
+        return any(each["labels"] in every for each in self._layers.values() if "labels" in each)
+
+    @property
+    def edited(self) -> bool:
+        """Whether the user changed labels, which must then stay."""
+        return any(
+            not np.array_equal(layers["labels"].data, self._ours[part])
+            for part, layers in self._layers.items()
+            if "labels" in layers and part in self._ours
+        )
+
+    def recut(self, threshold: float, min_area: float) -> dict[int, Answer]:
+        """Decode the kept maps with another threshold and smallest object; in any thread."""
+        from .decode import decoded
+
+        cut: dict[int, Answer] = {}
+        for part, answer in self.answers.items():
+            config = answer.config.with_decoding(threshold=threshold, min_area=min_area)
+            found = decoded(answer.segmentation, config)
+            cut[part] = replace(answer, segmentation=found, config=config)
+        return cut

@@ -1,0 +1,49 @@
+"""What a run found, in a few words for the panel: counts and density of each region."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .worker import Answer, Job
+
+__all__ = ["found"]
+
+_SHOWN = 6  # regions told one by one
+
+
+def found(job: Job, answers: Mapping[int, Answer]) -> str:
+    """Say how many objects there are, and how many a square millimetre."""
+    if not answers:
+        return "Nothing was added."
+    lines = [_line(answer) for answer in list(answers.values())[:_SHOWN]]
+    if len(answers) > _SHOWN:
+        count = sum(len(answer.segmentation.objects["label"]) for answer in answers.values())
+        lines.append(f"In all {len(answers)} regions: {count} objects.")
+    missing = max(len(job.regions), 1) - len(answers)
+    if missing:
+        lines.append(f"Stopped before {missing} more region{'s' * (missing != 1)}.")
+    return "\n".join(lines)
+
+
+def _line(answer: Answer) -> str:
+    segmentation, region = answer.segmentation, answer.region
+    name = f"{region.name}: " if region and region.name else ""
+    note = f" (only {answer.so_far})" if answer.so_far else ""
+    if region is None:
+        named = zip(segmentation.objects["class"], segmentation.objects["area"], strict=True)
+        sizes = ", ".join(f"{kind} {count:.0f} voxels" for kind, count in named)
+        return f"{sizes}{note}; {segmentation.seconds:.1f} s on {answer.facts['device']}."
+    count = len(segmentation.objects["label"])
+    shape, mask = segmentation.labels.shape, answer.mask
+    pixels = math.prod(shape) if mask is None else int(np.count_nonzero(mask))
+    density = ""
+    if segmentation.mpp:
+        area = pixels * (segmentation.mpp / 1000) ** 2
+        density = f", {count / area:.0f} per mm² in {area:.3g} mm²" if area else ""
+    text = f"{name.capitalize()}{count} object{'s' * (count != 1)} in {segmentation.seconds:.1f} s"
+    return f"{text} on {answer.facts['device']}{density}{note}."

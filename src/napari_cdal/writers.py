@@ -1,0 +1,172 @@
+"""Writers of Labels layers, through the engine's own: what is saved reads like its results."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Labels
+from numpy.typing import NDArray
+
+from cdal_engine.errors import CdalError
+from cdal_engine.io.records import writing
+
+from .planes import full_resolution, in_micrometres, spacing_of
+from .results import METADATA_KEY
+from .sources import ras_affine
+
+if TYPE_CHECKING:
+    from cdal_engine.segmenter import Segmentation
+
+__all__ = ["write_geojson", "write_nifti", "write_tiff", "write_zarr"]
+
+_Write = Callable[[Path, Labels], None]
+
+
+def write_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save a plane of labels as OME-Zarr: a pyramid with scale and place in micrometres."""
+
+    def write(aside: Path, layer: Labels) -> None:
+        from cdal_engine.io.ome_zarr import write_labels
+
+        corner = in_micrometres(layer, np.zeros(layer.ndim))[-2:]
+        write_labels(aside, _plane(layer), _pixel_size(layer), tuple(corner.tolist()))
+
+    return _saved(path, data, meta, write)
+
+
+def write_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save labels as compressed TIFF, with their resolution where it is known."""
+
+    def write(aside: Path, layer: Labels) -> None:
+        from cdal_engine.io.results import write_label_tiff
+
+        write_label_tiff(aside, _ids(layer), _pixel_size(layer))
+
+    return _saved(path, data, meta, write)
+
+
+def write_nifti(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save labels as NIfTI: where they lie in the viewer, in millimetres.
+
+    The viewer's axes count as superior, posterior, left; pixels of unknown size as 1 mm.
+    """
+
+    def write(aside: Path, layer: Labels) -> None:
+        from cdal_engine.io.volumes import write_placed_labels
+
+        if layer.ndim > 3:
+            raise CdalError(f"labels with {layer.ndim} axes", "save one volume of them")
+        origin = in_micrometres(layer, np.zeros(layer.ndim))
+        steps = [in_micrometres(layer, step) - origin for step in np.eye(layer.ndim)]
+        matrix, new = np.eye(4), 3 - layer.ndim  # a plane becomes one slice
+        matrix[new:3, new:3] = np.stack(steps, axis=1) / 1000
+        matrix[new:3, 3] = origin / 1000
+        labels = _ids(layer)
+        labels = labels.reshape((1,) * new + labels.shape)
+        # Last axis first, as NIfTI counts: of a volume read here, the file's own order.
+        write_placed_labels(aside, labels.T, ras_affine(matrix[:, (2, 1, 0, 3)]))
+
+    return _saved(path, data, meta, write)
+
+
+def write_geojson(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Save the outlines of labels for QuPath, in pixels of the image they are of."""
+
+    def write(aside: Path, layer: Labels) -> None:
+        from cdal_engine.io.geojson import GeoJsonWriter
+
+        facts = layer.metadata.get(METADATA_KEY, {})
+        pixel, corner = facts.get("pixel", 1.0), facts.get("corner", (0.0, 0.0))
+        spacing = _pixel_size(layer)
+        found = _measured(layer, spacing, pixel)
+        shape = tuple(
+            round(n * pixel + at) for n, at in zip(found.labels.shape, corner, strict=True)
+        )
+        mpp = None if spacing is None else spacing / pixel
+        name = facts.get("source", layer.name)
+        with GeoJsonWriter(aside, name, mpp, shape, pixel, corner) as outlines:
+            outlines.add(found.labels, found.objects)
+
+    return _saved(path, data, meta, write)
+
+
+def _saved(path: str, data: Any, meta: dict[str, Any], write: _Write) -> list[str]:
+    """Write aside, then rename; napari has asked before a file is replaced, and shows errors."""
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise CdalError("exists already", "choose another name")
+        with writing(target):
+            aside = Path(tempfile.mkdtemp(prefix=".cdal-writing-", dir=target.parent))
+            try:
+                write(aside / target.name, Labels(data, **meta))
+                os.replace(aside / target.name, target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    except CdalError as error:
+        raise error.at(target) from None
+    return [path]
+
+
+def _ids(layer: Labels) -> NDArray[np.uint32]:
+    """All labels at full resolution, as uint32."""
+    labels = np.asarray(full_resolution(layer))
+    if labels.size and (labels.min() < 0 or labels.max() > np.iinfo(np.uint32).max):
+        raise CdalError("labels below 0 or above 4294967295", "renumber them first")
+    return labels.astype(np.uint32, copy=False)
+
+
+def _plane(layer: Labels) -> NDArray[np.uint32]:
+    """The only plane of a layer."""
+    labels = _ids(layer)
+    if labels.size != np.prod(labels.shape[-2:]):
+        raise CdalError("labels of several planes", "save as NIfTI or TIFF, or one plane of them")
+    return labels.reshape(labels.shape[-2:])
+
+
+def _pixel_size(layer: Labels) -> float | None:
+    """Micrometres per pixel, the same along both axes of planes that are not turned."""
+    spacing = spacing_of(layer)
+    if spacing is None:
+        return None
+    origin = in_micrometres(layer, np.zeros(layer.ndim))
+    ends = np.stack([in_micrometres(layer, e) - origin for e in np.eye(layer.ndim)[-2:]])[:, -2:]
+    if not np.allclose(ends, np.diag(spacing), rtol=1e-3, atol=1e-3 * max(spacing)):
+        raise CdalError("the layer is turned", "save as NIfTI, which keeps its place")
+    if not np.isclose(*spacing, rtol=1e-3):
+        raise CdalError("its pixels are not square", "save as NIfTI, which keeps their sides")
+    return spacing[0]
+
+
+def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
+    """Labels with what their table says; a score only where a model gave one."""
+    from cdal_engine.instances import measure
+    from cdal_engine.segmenter import Segmentation
+
+    labels = _plane(layer)
+    nothing = np.full(labels.shape, np.nan, np.float32)
+    objects = measure(labels, nothing)
+    for name, default in (("score", np.nan), ("agreement", np.nan), ("class", "object")):
+        row = {}
+        if {"index", name} <= set(layer.features):
+            row = dict(zip(layer.features["index"], layer.features[name], strict=True))
+        values = [row.get(int(label), default) for label in objects["label"]]
+        objects[name] = np.array(values, np.str_ if name == "class" else np.float32)
+    return Segmentation(
+        labels=labels,
+        probability=nothing[None],
+        uncertainty=nothing,
+        deviation=nothing,
+        attention=None,
+        samples=None,
+        objects=objects,
+        mpp=mpp,
+        seconds=0.0,
+        pixel=pixel,
+    )

@@ -1,0 +1,202 @@
+"""Slides, volumes and results folders opened in a real viewer, through the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from napari.utils.notifications import notification_manager
+from npe2 import PluginManifest
+
+from cdal_engine.cli import app
+from cdal_engine.io.discovery import open_source
+from cdal_engine.samples import HE_MPP, he_path, mri_path, slide_path
+from napari_cdal.open_dialog import open_dialog
+from napari_cdal.readers import get_reader
+from napari_cdal.sources import ras_affine, volume_placement
+
+from .test_manifest import MANIFEST
+
+pytestmark = pytest.mark.gui
+
+
+@pytest.fixture
+def viewer(npe2pm: Any, make_napari_viewer: Callable[..., Any]) -> Any:
+    npe2pm.register(PluginManifest.from_file(MANIFEST))
+    return make_napari_viewer()
+
+
+def opened(viewer: Any, path: Path) -> list[Any]:
+    return list(viewer.open(str(path), plugin="napari-cdal"))
+
+
+def messages() -> list[str]:
+    return [note.message for note in notification_manager.records]
+
+
+def test_a_slide_is_lazy_and_in_micrometres(viewer: Any, shared_data: Path) -> None:
+    (layer,) = opened(viewer, shared_data / "slides" / "CMU-1-Small-Region.svs")
+    assert layer.rgb
+    assert hasattr(layer.data, "dask")  # not read yet
+    assert layer.data.shape == (2967, 2220, 3)
+    np.testing.assert_allclose(layer.scale, (0.499, 0.499))
+    assert [str(unit) for unit in layer.units] == ["micrometer"] * 2
+
+
+def test_a_folder_of_a_dicom_slide(viewer: Any, shared_data: Path) -> None:
+    (layer,) = opened(viewer, shared_data / "slides" / "dicom-CMU-1-Small-Region")
+    assert layer.rgb
+    np.testing.assert_allclose(layer.scale, (0.499, 0.499), rtol=1e-3)
+
+
+def test_levels_of_the_sample_slide_lie_on_each_other(viewer: Any) -> None:
+    (layer,) = viewer.open_sample("napari-cdal", "slide")
+    assert layer.multiscale
+    assert [level.shape for level in layer.data] == [
+        (2048, 1280, 3),
+        (1024, 640, 3),
+        (512, 320, 3),
+    ]
+    fine = np.asarray(layer.data[0]).reshape(512, 4, 320, 4, 3).mean(axis=(1, 3))
+    coarse = np.asarray(layer.data[2]).astype(float)
+
+    def off(*shift: int) -> float:
+        return float(np.abs(fine - np.roll(coarse, shift, (0, 1))).mean())
+
+    assert off(0, 0) < 0.6 * min(off(0, 1), off(0, -1), off(1, 0), off(-1, 0))
+
+
+def test_voxels_of_a_volume_are_where_the_file_puts_them(viewer: Any) -> None:
+    (layer,) = viewer.open_sample("napari-cdal", "mri")
+    source = open_source(mri_path())
+    voxels, affine = source.read(), source.affine
+    assert affine is not None
+    assert [str(unit) for unit in layer.units] == ["millimeter"] * 3
+    for i, j, k in ((0, 0, 0), (34, 50, 34), (3, 17, 29)):
+        right, anterior, superior, _ = affine @ (i, j, k, 1)
+        at = layer.world_to_data((superior, -anterior, -right))
+        assert layer.data[tuple(np.round(at).astype(int))] == voxels[i, j, k]
+
+
+def test_a_dicom_series_keeps_its_spacing(viewer: Any, shared_data: Path) -> None:
+    folder = shared_data / "dicom" / "Study1_13_HCropVolume"
+    (layer,) = opened(viewer, folder)
+    source = open_source(folder)
+    assert sorted(layer.scale) == pytest.approx(sorted(source.spacing or ()))
+    (again,) = opened(viewer, sorted(folder.glob("*.dcm"))[3])  # a file stands for its series
+    np.testing.assert_array_equal(again.data, layer.data)
+
+
+@given(st.permutations(range(3)), st.tuples(*[st.sampled_from((-1, 1))] * 3), st.integers(0, 9))
+def test_any_orientation_is_placed_exactly(
+    order: list[int], signs: tuple[int, ...], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[order] * signs * (0.5, 1.0, 3.0)
+    affine[:3, :3] += random.uniform(-0.1, 0.1, (3, 3))  # oblique
+    affine[:3, 3] = random.uniform(-50, 50, 3)
+    placed, axes = volume_placement(affine)
+    index = random.uniform(0, 40, 3)
+    matrix = placed["affine"] @ np.diag((*placed["scale"], 1))
+    np.testing.assert_allclose(
+        ras_affine(matrix) @ (*index[list(axes)], 1), affine @ (*index, 1), atol=1e-9
+    )
+    assert (np.abs(placed["affine"][:3, :3]).argmax(axis=1) == (0, 1, 2)).all()
+
+
+@pytest.mark.parametrize("name", ["unreadable.svs", "empty.nii.gz", "text.dcm"])
+def test_a_broken_file_is_a_notification_with_the_remedy(
+    viewer: Any, shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    if name == "unreadable.svs":
+        path = shared_data / "slides" / name
+    else:
+        path.write_bytes(b"" if name.startswith("empty") else b"not DICOM")
+    before = len(messages())
+    assert opened(viewer, path) == []
+    (message,) = messages()[before:]
+    assert name in message
+    assert message.endswith(")")  # the remedy
+
+
+def test_other_files_stay_with_napari(viewer: Any, npe2pm: Any, tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.tif", "a.ome.tif", "a.csv", "a.json"):
+        assert not list(npe2pm.iter_compatible_readers(str(tmp_path / name))), name
+    shutil.copy(he_path(), tmp_path / "a.png")
+    assert get_reader(str(tmp_path)) is None  # a folder of pictures
+    assert get_reader([str(tmp_path / "a.svs"), str(tmp_path / "b.svs")]) is None  # a stack
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of `cdal segment` with the shipped model, of the sample tile."""
+    from typer.testing import CliRunner
+
+    out = tmp_path_factory.mktemp("run")
+    image = out / "tile.png"
+    shutil.copy(he_path(), image)
+    save = "labels,table,probability,uncertainty,attention"
+    options = ["-o", str(out / "out"), "--samples", "2", "--save", save]
+    done = CliRunner().invoke(app, ["segment", str(image), *options])
+    assert done.exit_code == 0, done.output
+    return out / "out" / "tile.png"
+
+
+@pytest.mark.parametrize("dropped", ["folder", "run.json"])
+def test_results_open_with_their_image_table_and_maps(
+    viewer: Any, results: Path, dropped: str
+) -> None:
+    layers = opened(viewer, results if dropped == "folder" else results / "run.json")
+    assert [layer.name.split(":")[0] for layer in layers] == [
+        "tile.png", "attention", "deviation", "uncertainty", "probability", "labels",
+    ]  # fmt: skip
+    image, *maps, labels = layers
+    assert not any(layer.visible for layer in maps)
+    for layer in layers:
+        np.testing.assert_allclose(layer.scale, (HE_MPP, HE_MPP), rtol=1e-6)
+        np.testing.assert_allclose(layer.extent.world, image.extent.world, rtol=1e-6)
+    assert set(labels.features["index"]) == set(np.unique(labels.data)) - {0}
+    assert {"score", "agreement", "area_um2"} <= set(labels.features)
+    assert 0 <= np.asarray(maps[-1].data).min() <= np.asarray(maps[-1].data).max() <= 1
+
+
+def test_results_open_without_their_image(viewer: Any, results: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(results, moved)
+    record = json.loads((moved / "run.json").read_text())
+    record["input"]["path"] = str(tmp_path / "gone.png")
+    (moved / "run.json").write_text(json.dumps(record))
+    before = len(messages())
+    assert [layer.name for layer in opened(viewer, moved)][-1] == "labels: gone.png, nuclei-he"
+    assert "without their image" in messages()[before]
+
+
+def test_results_of_a_slide_lie_on_it(viewer: Any, tiny_model: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    options = ["-o", str(tmp_path), "--samples", "1", "--steps", "0", "--model", str(tiny_model)]
+    save = ["--save", "labels,probability"]
+    done = CliRunner().invoke(app, ["segment", str(slide_path()), *options, *save])
+    assert done.exit_code == 0, done.output
+    image, *_, labels = opened(viewer, tmp_path / slide_path().name)
+    assert labels.multiscale
+    np.testing.assert_allclose(
+        labels.extent.world, image.extent.world, atol=1
+    )  # µm: their pixels differ in size
+
+
+def test_the_menu_opens_a_pyramid_in_a_tiff(viewer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ([str(slide_path())], "")
+    monkeypatch.setattr("napari_cdal.open_dialog.QFileDialog.getOpenFileNames", lambda *_: chosen)
+    open_dialog(viewer)
+    (layer,) = viewer.layers
+    assert layer.multiscale

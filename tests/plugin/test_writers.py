@@ -1,0 +1,118 @@
+"""Labels saved from a real viewer, through the manifest, and read again by others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from npe2 import PluginManifest
+from ome_zarr_models.v05 import Image as OmeImage
+
+from cdal_engine.errors import CdalError
+from cdal_engine.io.discovery import open_source
+from cdal_engine.samples import mri_path
+
+from .test_manifest import MANIFEST
+
+pytestmark = pytest.mark.gui
+LABELS = np.kron(np.arange(1, 13, dtype=np.int64).reshape(3, 4) * 7, np.ones((40, 50), np.int64))
+LABELS[::20] = 0
+PLACED = {"scale": (0.5, 0.5), "translate": (30, 7), "units": ("micrometer",) * 2}
+
+
+@pytest.fixture
+def viewer(npe2pm: Any, make_napari_viewer: Callable[..., Any]) -> Any:
+    npe2pm.register(PluginManifest.from_file(MANIFEST))
+    return make_napari_viewer()
+
+
+def saved(layer: Any, path: Path) -> Path:
+    assert layer.save(str(path), plugin="napari-cdal") == [str(path)]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing is left aside
+    return path
+
+
+def test_ome_zarr_keeps_ids_scale_place_and_units(viewer: Any, tmp_path: Path) -> None:
+    path = saved(viewer.add_labels(LABELS, **PLACED), tmp_path / "labels.ome.zarr")
+    group = zarr.open_group(path, mode="r")
+    OmeImage.from_zarr(group)
+    multiscale = group.attrs["ome"]["multiscales"][0]
+    assert [axis["unit"] for axis in multiscale["axes"]] == ["micrometer"] * 2
+    first = multiscale["datasets"][0]
+    assert [t[t["type"]] for t in first["coordinateTransformations"]] == [[0.5, 0.5], [30, 7]]
+    np.testing.assert_array_equal(group[first["path"]], LABELS)
+
+
+def test_tiff_keeps_ids_and_resolution(viewer: Any, tmp_path: Path) -> None:
+    path = saved(viewer.add_labels(LABELS, **PLACED), tmp_path / "labels.tif")
+    np.testing.assert_array_equal(tifffile.imread(path), LABELS)
+    assert open_source(path).mpp == pytest.approx(0.5)
+
+
+def test_nifti_lies_in_the_volumes_own_space(viewer: Any, tmp_path: Path) -> None:
+    (image,) = viewer.open_sample("napari-cdal", "mri")
+    labels = viewer.add_labels(
+        (image.data > 60) * (1 + np.arange(35)[:, None, None] % 2),
+        scale=image.scale,
+        affine=image.affine,
+        units=image.units,
+    )
+    volume, written = nib.load(mri_path()), nib.load(saved(labels, tmp_path / "labels.nii.gz"))
+    assert written.shape == volume.shape
+    np.testing.assert_allclose(written.affine, volume.affine, atol=1e-6)
+    inside = np.asarray(volume.dataobj) > 60
+    np.testing.assert_array_equal(np.asarray(written.dataobj) > 0, inside)
+    assert (np.asarray(written.dataobj)[..., 2] == labels.data[2].T).all()
+
+
+def test_geojson_draws_each_label_in_pixels_of_its_image(viewer: Any, tmp_path: Path) -> None:
+    pixel, corner = 2.0, (60, 14)  # two pixels of the image to one of these
+    facts = {"cdal": {"source": "slide.svs", "pixel": pixel, "corner": corner}}
+    features = {"index": np.unique(LABELS)[1:], "score": np.linspace(0.1, 0.9, 12)}
+    layer = viewer.add_labels(LABELS, metadata=facts, features=features, **PLACED)
+    collection = json.loads(saved(layer, tmp_path / "labels.geojson").read_text())
+    drawn = np.zeros_like(LABELS, np.int32)
+    for feature in collection["features"]:
+        geometry, measured = feature["geometry"], feature["properties"]["measurements"]
+        parts = geometry["coordinates"]
+        for polygon in parts if geometry["type"] == "MultiPolygon" else [parts]:
+            ring = (np.array(polygon[0]) - corner[::-1]) / pixel
+            x0, y0 = np.round(ring.min(axis=0)).astype(int)
+            x1, y1 = np.round(ring.max(axis=0)).astype(int) - 1
+            cv2.rectangle(drawn, (x0, y0), (x1, y1), measured["label"], -1)
+        assert measured["area µm²"] == pytest.approx((measured["label"] == LABELS).sum() * 0.25)
+    np.testing.assert_array_equal(drawn, LABELS)
+    scores = [f["properties"]["measurements"]["score"] for f in collection["features"]]
+    np.testing.assert_allclose(scores, features["score"], atol=1e-3)
+
+
+def test_labels_drawn_by_hand_get_no_score(viewer: Any, tmp_path: Path) -> None:
+    path = saved(viewer.add_labels(LABELS, name="mine"), tmp_path / "labels.geojson")
+    measured = json.loads(path.read_text())["features"][0]["properties"]["measurements"]
+    assert set(measured) == {"label", "area px²"}
+
+
+@pytest.mark.parametrize("kind", ["turned", "stack", "in the way"])
+def test_what_cannot_be_saved_is_said_and_nothing_touched(
+    viewer: Any, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "labels.ome.zarr"
+    layer = viewer.add_labels(
+        np.stack([LABELS] * 2) if kind == "stack" else LABELS,
+        **({"rotate": 30, **PLACED} if kind == "turned" else {}),
+    )
+    if kind == "in the way":
+        path.mkdir()
+        (path / "mine").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CdalError, match=r"labels\.ome\.zarr: .*\(.*\)$"):
+        layer.save(str(path), plugin="napari-cdal")
+    assert sorted(tmp_path.rglob("*")) == before
