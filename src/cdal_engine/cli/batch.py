@@ -33,6 +33,7 @@ def batch(
         list[str] | None, typer.Option(help="No files matching this pattern; repeatable.")
     ] = None,
     restart: options.Restart = False,
+    shard: options.Shard = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be done, and what would fail.")
     ] = False,
@@ -42,6 +43,7 @@ def batch(
     from ..io.discovery import find_sources
 
     parameters = Parameters(samples, steps, seed, mpp, tile_mode, options.parse_save(save))
+    share = None if shard is None else options.parse_shard(shard)
     skipped: list[CdalError] = []
     paths = find_sources(folder, include or (), exclude or (), skipped.append)
     for error in skipped:
@@ -52,6 +54,9 @@ def batch(
         )
     out = output or folder / "cdal-out"
     inputs = input_folders(paths, out, root=folder)
+    if share is not None:
+        # Sorted alike on every system, so that the shares of all jobs make up the whole.
+        inputs = sorted(inputs, key=lambda item: item.folder.as_posix())[share]
     work = Work(inputs, out, model, device, tile, parameters, restart, len(skipped))
     raise typer.Exit(_list(work) if dry_run else carry_out(work))
 

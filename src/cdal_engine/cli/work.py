@@ -70,10 +70,13 @@ def carry_out(work: Work) -> int:
 
 def _summarise(work: Work) -> bool:
     """Write summary.csv; whether that went well."""
+    from ..batch.lock import LEASE, alone
     from ..io.records import write_summary
 
     try:
-        write_summary(work.out)
+        # One after another, so that the last of several runs that end together sees them all.
+        with alone(work.out, wait=LEASE):
+            write_summary(work.out)
     except CdalError as error:
         console.print(f"failed: {error}", markup=False, soft_wrap=True)
         return False
