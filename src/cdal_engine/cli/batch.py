@@ -34,6 +34,8 @@ def batch(
     ] = None,
     restart: options.Restart = False,
     shard: options.Shard = None,
+    workers: options.Workers = None,
+    scheduler: options.Scheduler = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be done, and what would fail.")
     ] = False,
@@ -57,7 +59,11 @@ def batch(
     if share is not None:
         # Sorted alike on every system, so that the shares of all jobs make up the whole.
         inputs = sorted(inputs, key=lambda item: item.folder.as_posix())[share]
-    work = Work(inputs, out, model, device, tile, parameters, restart, len(skipped))
+    if workers is not None and scheduler is not None:
+        raise CdalError("--workers and --scheduler contradict each other", "use one of them")
+    work = Work(
+        inputs, out, model, device, tile, parameters, restart, len(skipped), workers, scheduler
+    )
     raise typer.Exit(_list(work) if dry_run else carry_out(work))
 
 

@@ -58,6 +58,13 @@ Shard = Annotated[
     str | None,
     typer.Option(metavar="I/N", help="Only the I-th of N shares of the inputs, for array jobs."),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Worker processes on this machine, one GPU each if any."),
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Of a dask cluster, whose workers to use.")
+]
 Out = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 
 DEFAULT_SAVE = "labels,table,geojson,overview"
