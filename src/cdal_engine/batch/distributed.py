@@ -22,7 +22,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
 from distributed.security import Security
 
 from .. import __version__
-from ..errors import CdalError
+from ..errors import CdalError, DiskFull
 from ..model import Model
 from ..segmenter import Segmenter
 from .provenance import Input, Parameters
@@ -164,7 +164,7 @@ def run_on(
     Raises
     ------
     CdalError
-        If the workers are not as they must be, or all are gone.
+        If the workers are not as they must be, or all are gone, or the disk is full.
     """
     name = f"cdal-{secrets.token_hex(8)}"  # several runs may use one cluster
     inputs = [replace(item, folder=Path(os.path.abspath(item.folder))) for item in inputs]
@@ -293,6 +293,8 @@ class _Window:
             raise CdalError("the connection to the dask scheduler was lost", _LOST)
         try:
             outcome: Outcome = future.result()
+        except DiskFull:
+            raise
         except KilledWorker as error:
             reason = f"{error.allowed_failures + 1} workers died while working on it"
             remedy = "look at their logs; memory may not suffice: use fewer workers"

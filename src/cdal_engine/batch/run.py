@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..device import is_out_of_memory, out_of_memory
-from ..errors import Cancelled, CdalError
+from ..errors import Cancelled, CdalError, DiskFull
 from ..io.discovery import open_source
 from ..io.levels import best_level
 from ..io.records import forget_failure, read_run, write_failure
@@ -164,6 +164,8 @@ def attempt(
     ------
     Cancelled
         If `progress` returned False.
+    DiskFull
+        As the others would only fail, too.
     """
     try:
         with alone(item.folder, wait) as ours:
@@ -171,6 +173,8 @@ def attempt(
                 return Outcome(item, held=True)
             # What another run has just finished is not done again.
             return _turn(item, segmenter, parameters, restart and not wait, progress)
+    except DiskFull:
+        raise
     except CdalError as error:
         return Outcome(item, error=error.at(item.path))
 
@@ -190,7 +194,7 @@ def _turn(
                 return Outcome(item, already=True)
             _refuse_anothers(item)
         return Outcome(item, run=_segment(item, segmenter, parameters, progress)[1])
-    except Cancelled:
+    except (Cancelled, DiskFull):
         raise
     except CdalError as error:
         failure = error.at(item.path)

@@ -64,7 +64,7 @@ def carry_out(work: Work) -> int:
         _summarise(work)
         console.print("what is finished is kept; run again to go on")
         raise
-    except CdalError as error:  # the workers could not be used, or were lost on the way
+    except CdalError as error:  # the disk is full, or the workers are lost
         if counts["done"] + counts["already"] == 0:
             raise
         console.print(f"stopped: {error}", markup=False, soft_wrap=True)

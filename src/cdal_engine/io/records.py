@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import CdalError
+from ..errors import CdalError, DiskFull
 
 __all__ = [
     "FAILED",
@@ -27,6 +28,7 @@ __all__ = [
     "writing",
 ]
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 RUN = "run.json"
 FAILED = "failed.json"
 SUMMARY = "summary.csv"
@@ -41,6 +43,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"cannot write results here: {os.strerror(error.errno)}",
+                "make space, then run the same command to go on",
+                path,
+            ) from None
         raise CdalError(
             f"cannot write results here: {error.strerror or error}",
             "check space and rights, or choose another folder with -o",
