@@ -147,6 +147,14 @@ def _prepare(work: Work) -> None:
             "choose another folder with -o",
             blocked.folder,
         )
+    root = work.out.resolve()
+    outside = next((i for i in work.inputs if not i.folder.resolve().is_relative_to(root)), None)
+    if outside is not None:
+        raise CdalError(
+            f"a link would lead its results out of {work.out}",
+            "remove it, or choose another folder with -o",
+            outside.folder,
+        )
 
 
 def _print(outcome: "Outcome") -> str:

@@ -61,7 +61,9 @@ def write_aside(path: Path, content: bytes) -> None:
     # Of a name of its own: several processes may write summary.csv.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_bytes(content)
+        aside.unlink(missing_ok=True)
+        with aside.open("xb") as file:  # never through a link that somebody put there
+            file.write(content)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
