@@ -146,7 +146,7 @@ def test_workers_write_the_same_bytes(command: list[str], folder: Path) -> None:
 
 def test_a_killed_worker_costs_nothing(command: list[str], folder: Path) -> None:
     out = folder / "cdal-out"
-    run = started([*command, "--samples", "12", "--tile", "16", "--workers", "2"])
+    run = started([*command, "--tile", "16", "--workers", "2"])
     until(lambda: sum(read_run(out / name) is not None for name in NAMES) >= 2, run)
     (victim, *_) = workers_of(run.pid)
     os.kill(victim, signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_ctrl_c_ends_all_and_nothing_is_lost(
 ) -> None:
     """To the whole group, as a terminal sends it."""
     out = folder / "cdal-out"
-    arguments = [*command, "--samples", "12", "--tile", "16", "--workers", "2"]
+    arguments = [*command, "--tile", "16", "--workers", "2"]
     run = started(arguments, start_new_session=True)
     until(lambda: any(read_run(out / name) is not None for name in NAMES), run)
     workers = workers_of(run.pid)
@@ -226,7 +226,7 @@ def test_a_cluster_that_cannot_do_it_is_refused_first(
 def test_a_lost_scheduler_ends_the_run(command: list[str], folder: Path, cluster: Cluster) -> None:
     out = folder / "cdal-out"
     cluster.worker("--resources", "cdal=1", "--death-timeout", "5")
-    arguments = [*command, "--samples", "12", "--tile", "16"]
+    arguments = [*command, "--tile", "16"]
     run = started([*arguments, "--scheduler", cluster.address])
     until(lambda: sum(read_run(out / name) is not None for name in NAMES) >= 2, run)
     cluster.scheduler.kill()
