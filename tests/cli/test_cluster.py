@@ -231,7 +231,7 @@ def test_a_lost_scheduler_ends_the_run(command: list[str], folder: Path, cluster
     until(lambda: sum(read_run(out / name) is not None for name in NAMES) >= 2, run)
     cluster.scheduler.kill()
     _, error = run.communicate(timeout=280)
-    assert run.returncode == 1
+    assert run.returncode == 1, error
     assert "the connection to the dask scheduler was lost" in error
     assert "Traceback" not in error
     assert "done" in status(out).values()

@@ -17,7 +17,6 @@ import pytest
 import tifffile
 import zarr
 from numcodecs import Zlib
-from ome_zarr.writer import write_multiscale
 from PIL import Image
 
 from cdal_engine.errors import CdalError
@@ -136,15 +135,11 @@ def test_links_and_dots_lead_nowhere(tmp_path: Path) -> None:
 
 
 def test_a_zarr_reads_nothing_outside_of_itself(tmp_path: Path) -> None:
-    group = zarr.open_group(tmp_path / "good.zarr", mode="w", zarr_format=2)
-    write_multiscale([PIXELS], group, axes="yx", storage_options={"compressors": None})
-    open_source(tmp_path / "good.zarr").read()
-    secret = tmp_path / "secret"
-    secret.write_bytes(bytes(64 * 64))
-    for name, changed in {"chunk.zarr": "0/0/0", "level.zarr": "0"}.items():
+    zarr_of(tmp_path / "good.zarr", (64, 64), (64, 64))[:] = PIXELS
+    assert np.array_equal(open_source(tmp_path / "good.zarr").read(), PIXELS)
+    for name, changed in (("chunk.zarr", "0/0.0"), ("level.zarr", "0")):
         shutil.copytree(tmp_path / "good.zarr", tmp_path / name)
         target = tmp_path / name / changed
-        assert target.exists()
         elsewhere = tmp_path / f"{name}-elsewhere"
         target.rename(elsewhere)
         target.symlink_to(elsewhere)
