@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ _PATIENCE = 60.0  # seconds without any worker after which a run ends
 _LOST = "what is finished is kept: start it again, and run the same command to go on"
 
 _log = logging.getLogger(__name__)
+if not _log.isEnabledFor(logging.DEBUG):  # a lost connection is reported in a line
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,7 @@ class _Window:
 
     def _ended(self) -> list[Future[Outcome]]:
         """Wait until some task has ended, but no longer than a look takes."""
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, CancelledError):  # cancelled: the connection is lost
             distributed.wait(list(self._under_way), _LOOK, "FIRST_COMPLETED")
         return [future for future in self._under_way if future.done()]
 

@@ -55,7 +55,7 @@ def main() -> None:
         sys.argv = [arg for arg in sys.argv if arg != "--debug"]
         logging.basicConfig()
         logging.getLogger("cdal_engine").setLevel(logging.DEBUG)
-    for name in ("tifffile",) if debug else ("tifffile", "distributed", "tornado", "asyncio"):
+    for name in ("tifffile",) if debug else ("tifffile", "tornado", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log, we report in a line
     try:
         with interruptible():
