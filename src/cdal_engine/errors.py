@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Cancelled", "CdalError", "printable", "together"]
+__all__ = ["Cancelled", "CdalError", "DiskFull", "printable", "together"]
 
 
 class CdalError(Exception):
@@ -35,6 +35,10 @@ class CdalError(Exception):
     def at(self, path: Path | str) -> CdalError:
         """Return the same error naming `path`, unless it names one already."""
         return self if self.path is not None else CdalError(self.reason, self.remedy, path)
+
+
+class DiskFull(CdalError):
+    """There is no space left for results: every other input would end the same way."""
 
 
 def together(problems: Sequence[CdalError]) -> CdalError:

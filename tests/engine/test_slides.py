@@ -22,9 +22,7 @@ from PIL import Image
 
 from cdal_engine.batch.provenance import Earlier, Input, Parameters
 from cdal_engine.batch.run import check_source
-from cdal_engine.batch.scratch import Scratch
 from cdal_engine.batch.slide import segment_slide
-from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.regions import read_regions
 from cdal_engine.model import Model
@@ -262,14 +260,6 @@ def test_a_damaged_block_is_done_again(slide: Path, tiny_model: Path, tmp_path: 
     victim.write_bytes(victim.read_bytes()[:-7])
     finish(start(slide, folder, tiny_model))
     assert contents(folder) == contents(tmp_path / "whole")
-
-
-def test_one_run_at_a_time(tmp_path: Path) -> None:
-    with Scratch(tmp_path, {}), pytest.raises(CdalError, match="another cdal is at work"):
-        Scratch(tmp_path, {})
-    with Scratch(tmp_path, {}):
-        pass
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_tissue_counts(scan: NDArray, tmp_path: Path) -> None:

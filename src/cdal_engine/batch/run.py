@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..device import is_out_of_memory, out_of_memory
-from ..errors import Cancelled, CdalError
+from ..errors import Cancelled, CdalError, DiskFull
 from ..io.discovery import open_source
 from ..io.levels import best_level
 from ..io.records import forget_failure, read_run, write_failure
@@ -22,6 +22,7 @@ from ..io.results import ResultsFolder
 from ..io.source import Source, check_size
 from ..segmenter import Progress, Segmentation, Segmenter
 from ..volume import check_takes_volumes, segment_volume
+from .lock import LEASE, alone
 from .provenance import (
     MAPS,
     Input,
@@ -40,8 +41,10 @@ __all__ = [
     "Input",
     "Outcome",
     "Parameters",
+    "attempt",
     "check_options",
     "check_source",
+    "in_rounds",
     "input_folders",
     "run",
     "run_one",
@@ -52,12 +55,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one input ended: exactly one of `run`, `error` and `already` is set."""
+    """How one input ended: exactly one of `run`, `error`, `already` and `held` is set."""
 
     input: Input
     run: Record | None = None
     error: CdalError | None = None
     already: bool = False
+    held: bool = False  # another run is working on it
 
 
 def input_folders(paths: Iterable[Path], out: Path, root: Path | None = None) -> list[Input]:
@@ -103,7 +107,7 @@ def run(
     progress: Progress | None = None,
     on_start: Callable[[Input], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Segment each input and yield how it ended.
+    """Segment each input and yield how it ended; what another run holds comes last.
 
     Parameters
     ----------
@@ -118,19 +122,73 @@ def run(
     on_start : callable, optional
         Called before each input.
     """
-    for item in inputs:
-        if on_start is not None:
-            on_start(item)
-        yield _attempt(item, segmenter, parameters, restart, progress)
+
+    def one_round(items: Iterable[Input], wait: float) -> Iterator[Outcome]:
+        for item in items:
+            if on_start is not None:
+                on_start(item)
+            yield attempt(item, segmenter, parameters, restart, wait, progress)
+
+    yield from in_rounds(inputs, one_round)
 
 
-def _attempt(
+def in_rounds(
+    inputs: Iterable[Input], one_round: Callable[[Iterable[Input], float], Iterator[Outcome]]
+) -> Iterator[Outcome]:
+    """Yield how each input ended; those that another run holds are tried again after the others.
+
+    `one_round` takes inputs and the seconds to wait for another run to end with each.
+    """
+    wait = 0.0
+    while True:
+        held = []
+        for outcome in one_round(inputs, wait):
+            if outcome.held:
+                held.append(outcome.input)
+            else:
+                yield outcome
+        if not held:
+            return
+        inputs, wait = held, 1.5 * LEASE  # long enough to see that a holder elsewhere is dead
+
+
+def attempt(
+    item: Input,
+    segmenter: Segmenter,
+    parameters: Parameters,
+    restart: bool = False,
+    wait: float = 0.0,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Segment one input, whatever may happen; `wait` is of `lock.alone`, the rest of `run`.
+
+    Raises
+    ------
+    Cancelled
+        If `progress` returned False.
+    DiskFull
+        As the others would only fail, too.
+    """
+    try:
+        with alone(item.folder, wait) as ours:
+            if not ours:
+                return Outcome(item, held=True)
+            # What another run has just finished is not done again.
+            return _turn(item, segmenter, parameters, restart and not wait, progress)
+    except DiskFull:
+        raise
+    except CdalError as error:
+        return Outcome(item, error=error.at(item.path))
+
+
+def _turn(
     item: Input,
     segmenter: Segmenter,
     parameters: Parameters,
     restart: bool,
     progress: Progress | None,
 ) -> Outcome:
+    """Segment one input, its folder held."""
     try:
         if not restart:
             if is_finished(item, segmenter, parameters):
@@ -141,7 +199,7 @@ def _attempt(
         else:
             forget_blocks(item.folder)
         return Outcome(item, run=_segment(item, segmenter, parameters, progress)[1])
-    except Cancelled:
+    except (Cancelled, DiskFull):
         raise
     except CdalError as error:
         failure = error.at(item.path)
@@ -186,7 +244,10 @@ def run_one(
         Naming the input, if it cannot be read, segmented or written.
     """
     try:
-        return _segment(item, segmenter, parameters, progress)
+        with alone(item.folder) as ours:
+            if not ours:
+                raise CdalError("another run is writing its results", "wait until it has ended")
+            return _segment(item, segmenter, parameters, progress)
     except CdalError as error:
         raise error.at(item.path) from None
 

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CdalError
-from ..io.lock import FolderLock
 from ..io.records import write_aside, write_json, writing
 from .plan import Block
 
@@ -39,14 +38,14 @@ class Scratch:
     Parameters
     ----------
     folder : Path
-        The results folder.
+        The results folder, which the run holds: see `lock.alone`.
     identity : dict
         JSON of all that decides the blocks' bits: input, model, parameters.
 
     Raises
     ------
     CdalError
-        If another process is at work on it, or it cannot be written.
+        If it cannot be written.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -54,12 +53,7 @@ class Scratch:
         self._done: dict[str, int] = {}  # checksums by `_name`
         with writing(folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(self.folder)
-            try:
-                self._go_on(identity)
-            except BaseException:
-                self._lock.release()
-                raise
+            self._go_on(identity)
 
     def aside(self) -> Path:
         """Make an empty folder to write results in before they are moved into place."""
@@ -121,7 +115,6 @@ class Scratch:
     def __exit__(self, *_: object) -> None:
         if not self._done:
             self._clear()
-        self._lock.release()
         with suppress(OSError):
             self.folder.rmdir()  # if nothing is kept
 

@@ -51,12 +51,13 @@ def _options(
 
 def main() -> None:
     """Run the command line; every failure is one line, and a traceback only with --debug."""
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, we report in a line
     debug = "--debug" in sys.argv
     if debug:  # accepted anywhere
         sys.argv = [arg for arg in sys.argv if arg != "--debug"]
         logging.basicConfig()
         logging.getLogger("cdal_engine").setLevel(logging.DEBUG)
+    for name in ("tifffile",) if debug else ("tifffile", "tornado", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log, we report in a line
     try:
         with interruptible():
             app()

@@ -71,6 +71,17 @@ RegionsFile = Annotated[
 Restart = Annotated[
     bool, typer.Option("--restart", help="Do finished inputs again; default is to resume.")
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Only the I-th of N shares of the inputs, for array jobs."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Worker processes on this machine, one GPU each if any."),
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Of a dask cluster, whose workers to use.")
+]
 Out = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 
 DEFAULT_SAVE = "labels,table,geojson,overview"
@@ -93,3 +104,17 @@ def parse_save(text: str) -> tuple[str, ...]:
             f"choose from {', '.join(SAVE_CHOICES)}",
         )
     return names
+
+
+def parse_shard(text: str) -> slice:
+    """Make `I/N` the slice that picks a share of sorted inputs: every N-th, from the I-th on.
+
+    Raises
+    ------
+    CdalError
+        If there is no such share.
+    """
+    share, _, shares = text.partition("/")
+    if not (share.isdecimal() and shares.isdecimal() and 1 <= int(share) <= int(shares)):
+        raise CdalError(f"--shard: no share {text!r}", "of 4 shares, use 1/4 to 4/4")
+    return slice(int(share) - 1, None, int(shares))

@@ -1,12 +1,14 @@
 """Carry out `segment` and `batch`: one line an input, progress meanwhile, an exit code after."""
 
+import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CdalError, printable
-from .progress import bars, console
+from .progress import Bars, bars, console
 from .threads import use_available_processors
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ class Work:
     parameters: "Parameters"
     restart: bool = False
     skipped: int = 0  # what was found but cannot be input: counted as failed
+    workers: int | None = None  # processes of this machine
+    scheduler: str | None = None  # address of a dask cluster
 
     def segmenter(self) -> "Segmenter":
         """Load the model onto its device."""
@@ -33,49 +37,90 @@ class Work:
         from ..segmenter import Segmenter
 
         use_available_processors()
-        return Segmenter(Model.load(self.model), self.device, self.tile)
+        device = "cpu" if self.distributed else self.device  # the workers' is theirs to check
+        return Segmenter(Model.load(self.model), device, self.tile)
+
+    @property
+    def distributed(self) -> bool:
+        """Whether workers do it, not this process."""
+        return bool(self.workers or self.scheduler)
 
 
 def carry_out(work: Work) -> int:
     """Segment every input and return the exit code of DESIGN's contract: 0 or 1."""
-    from ..batch.run import check_options, run
+    from ..batch.run import check_options
 
     segmenter = work.segmenter()
     check_options(segmenter, work.parameters)
     _prepare(work)
     counts = {"done": 0, "already": 0, "failed": work.skipped}
+    stopped = False
     try:
         with bars(len(work.inputs)) as shown:
-            for outcome in run(
-                work.inputs,
-                segmenter,
-                work.parameters,
-                restart=work.restart,
-                progress=shown.passes,
-                on_start=lambda item: shown.start(item.path.name),
-            ):
+            for outcome in _outcomes(work, segmenter, shown):
                 counts[_print(outcome)] += 1
                 shown.finish()
     except KeyboardInterrupt:
         _summarise(work)
         console.print("what is finished is kept; run again to go on")
         raise
+    except CdalError as error:  # the disk is full, or the workers are lost
+        if counts["done"] + counts["already"] == 0:
+            raise
+        console.print(f"stopped: {error}", markup=False, soft_wrap=True)
+        stopped = True
     summarised = _summarise(work)
     done = f"{counts['done']} segmented"
     already = f", {counts['already']} finished before" if counts["already"] else ""
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
     print(printable(f"{done}{already}{failed}; results in {work.out}, overview in report.html"))
-    return 1 if counts["failed"] or not summarised else 0
+    return 1 if counts["failed"] or stopped or not summarised else 0
+
+
+def _outcomes(work: Work, segmenter: "Segmenter", shown: Bars) -> "Iterator[Outcome]":
+    """Run the inputs in this process or, where asked for, on workers."""
+    from ..batch.run import run
+
+    if not work.distributed:
+        yield from run(
+            work.inputs,
+            segmenter,
+            work.parameters,
+            restart=work.restart,
+            progress=shown.passes,
+            on_start=lambda item: shown.start(item.path.name),
+        )
+        return
+    try:
+        from ..batch.distributed import Loading, cluster_at, local_cluster, run_on
+    except ImportError as error:
+        raise CdalError(
+            f"--workers and --scheduler need {error.name}, which is not installed",
+            "pip install 'napari-cdal[cluster]'",
+        ) from None
+    model = os.path.abspath(work.model) if Path(work.model).is_dir() else work.model
+    loading = Loading(model, work.device, work.tile, local=work.scheduler is None)
+    shown.start("starting workers")
+    cluster = cluster_at(work.scheduler) if work.scheduler else local_cluster(work.workers or 1)
+    with cluster as client:
+        shown.start("on workers")
+        digest = segmenter.model.digest
+        yield from run_on(
+            client, work.inputs, loading, digest, work.out, work.parameters, work.restart
+        )
 
 
 def _summarise(work: Work) -> bool:
     """Write summary.csv and report.html; whether that went well."""
+    from ..batch.lock import LEASE, alone
     from ..io.records import write_summary
     from ..io.report import write_report
 
     try:
-        write_summary(work.out)
-        write_report(work.out)
+        # One after another, so that the last of several runs that end together sees them all.
+        with alone(work.out, wait=LEASE):
+            write_summary(work.out)
+            write_report(work.out)
     except CdalError as error:
         console.print(f"failed: {error}", markup=False, soft_wrap=True)
         return False
@@ -103,6 +148,14 @@ def _prepare(work: Work) -> None:
             "a file is where its results folder would be",
             "choose another folder with -o",
             blocked.folder,
+        )
+    root = work.out.resolve()
+    outside = next((i for i in work.inputs if not i.folder.resolve().is_relative_to(root)), None)
+    if outside is not None:
+        raise CdalError(
+            f"a link would lead its results out of {work.out}",
+            "remove it, or choose another folder with -o",
+            outside.folder,
         )
 
 

@@ -21,6 +21,7 @@ _DICOM = {".dcm", ".dicom"}
 _FILES = _PNG_JPEG | _TIFF | _OPENSLIDE | _NIFTI
 _READ = sorted(_FILES | _DICOM | {".zarr"})
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BY_ITSELF = "give what it leads to by itself"
 _ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup")
 
 
@@ -127,7 +128,7 @@ def find_sources(
         Patterns of file names, or of paths relative to `folder`.
     on_skip : callable, optional
         Called with what is left out that may hold inputs, as an error: folders that cannot be
-        listed, and links to folders, which are not followed.
+        listed, links to folders, which are not followed, and links that lead out of `folder`.
 
     Raises
     ------
@@ -155,16 +156,18 @@ def find_sources(
         here = Path(parent)
         for name in folders:
             if (here / name).is_symlink():
-                skip(CdalError("is a link to a folder", "give it by itself", here / name))
+                skip(CdalError("is a link to a folder", _BY_ITSELF, here / name))
         paths, folders[:] = _inputs_in(here, folders, files)
         for path in paths:
             hidden = path.name.startswith(".")
             if hidden or not matches(path, include) or matches(path, exclude):
                 continue
-            if path.is_file() or path.is_dir():
-                found.append(path)
-            else:
+            if not (path.is_file() or path.is_dir()):
                 skip(CdalError("is no regular file, or a broken link", "check it", path))
+            elif path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                skip(CdalError("is a link that leads out of the folder", _BY_ITSELF, path))
+            else:
+                found.append(path)
     return sorted(found)
 
 

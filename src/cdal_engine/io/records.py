@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import CdalError
+from ..errors import CdalError, DiskFull
 
 __all__ = [
     "FAILED",
@@ -30,6 +31,7 @@ __all__ = [
     "writing",
 ]
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 RUN = "run.json"
 FAILED = "failed.json"
 SUMMARY = "summary.csv"
@@ -45,6 +47,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"cannot write results here: {os.strerror(error.errno)}",
+                "make space, then run the same command to go on",
+                path,
+            ) from None
         raise CdalError(
             f"cannot write results here: {error.strerror or error}",
             "check space and rights, or choose another folder with -o",
@@ -57,7 +65,9 @@ def write_aside(path: Path, content: bytes) -> None:
     # Of a name of its own: several processes may write summary.csv.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_bytes(content)
+        aside.unlink(missing_ok=True)
+        with aside.open("xb") as file:  # never through a link that somebody put there
+            file.write(content)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

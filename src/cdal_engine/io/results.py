@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ __all__ = ["ResultsFolder", "chosen_maps", "write_label_tiff"]
 
 _LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
 _ASIDE = ".cdal-writing-"
-_STALE = 24 * 3600  # seconds after which what a killed run was writing is removed
 _NAMES = frozenset(
     {
         "labels.nii.gz",
@@ -61,10 +59,9 @@ class ResultsFolder:
         self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            # Left by a killed run: runs hold the folder while they are at it.
             for old in folder.glob(f"{_ASIDE}*"):
-                if time.time() - old.stat().st_mtime > _STALE:
-                    shutil.rmtree(old, ignore_errors=True)
-            # A name of its own, so that two runs on one folder do not write into each other.
+                shutil.rmtree(old, ignore_errors=True)
             self.aside = aside or Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
 
     def write(

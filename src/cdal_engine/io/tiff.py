@@ -24,6 +24,7 @@ __all__ = ["open_tiff"]
 _BETTER_BY_OPENSLIDE = ("ndpi", "scn", "bif", "philips")
 _BESIDE = re.compile(r"\b(label|macro|thumbnail|overview)\b", re.IGNORECASE)
 _EXPORT = "export the slide's scan alone"
+_MOST_PAGES = 10_000  # a page takes memory before it is known what it holds
 
 
 def open_tiff(path: Path) -> Source:
@@ -35,6 +36,7 @@ def open_tiff(path: Path) -> Source:
         If the file is damaged or truncated, or holds no single 2-D image.
     """
     with decoding(path), tifffile.TiffFile(path) as tiff:
+        _check_pages(tiff)
         if any(getattr(tiff, f"is_{name}") for name in _BETTER_BY_OPENSLIDE):
             return _by_openslide(path)
         try:
@@ -50,6 +52,15 @@ def open_tiff(path: Path) -> Source:
             with suppress(CdalError):
                 return _by_openslide(path)
         return source
+
+
+def _check_pages(tiff: tifffile.TiffFile) -> None:
+    """Refuse a file with more pages than any image has, without looking at them all."""
+    try:
+        tiff.pages[_MOST_PAGES]
+    except IndexError:
+        return
+    raise CdalError(f"has more than {_MOST_PAGES} pages", "save one plane as a file")
 
 
 def _is_other_scanners(path: Path) -> bool:
@@ -139,8 +150,10 @@ def _check_whole(page: Any, tiff: tifffile.TiffFile, path: Path) -> None:
     keyframe = page.keyframe
     ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)]
     missing = len(ends) < math.prod(keyframe.chunked)
-    if page.parent is tiff:  # OME-TIFF may span several files
+    if page.parent is tiff:
         missing |= max(ends, default=0) > tiff.filehandle.size
+    elif not _lies_beside(Path(page.parent.filehandle.path), path):  # OME-TIFF spans several files
+        raise CdalError("names pixels in another folder", "put its files together into one")
     if missing:
         raise _damaged(path)
     pixels = math.prod(keyframe.chunks)
@@ -155,6 +168,11 @@ def _check_whole(page: Any, tiff: tifffile.TiffFile, path: Path) -> None:
         promised = pixels * keyframe.bitspersample // 8
         if any(0 < n < promised for n in page.databytecounts):
             raise _damaged(path)
+
+
+def _lies_beside(other: Path, path: Path) -> bool:
+    """Whether a file that `path` names lies in its folder, or below."""
+    return other.resolve().is_relative_to(path.resolve().parent)
 
 
 def _name(tag: Any) -> str:

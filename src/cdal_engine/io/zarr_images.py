@@ -19,6 +19,7 @@ __all__ = ["open_zarr"]
 
 _MICROMETRES = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4}
 _LARGEST_CHUNK = 256e6  # values; unpacked whole, whatever part is read
+_SLACK = 2**16  # bytes that a compressed chunk may have beyond an uncompressed one
 _RGB = ("FF0000", "00FF00", "0000FF")
 
 
@@ -73,6 +74,8 @@ def _source(path: Path, group: zarr.Group, inner: str, metadata: dict[str, Any])
     if any(".." in name.split("/") for name in names):
         raise CdalError("its levels lie outside of the folder", "correct its metadata")
     arrays: list[Any] = [group[name] for name in names]
+    for name, array in zip(names, arrays, strict=True):
+        _check_files(path, path / name, array)
     axes = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
     order = "".join(str(a["name"]) for a in axes)
     channels = _channels(order, arrays[0], metadata)
@@ -101,6 +104,17 @@ def _source(path: Path, group: zarr.Group, inner: str, metadata: dict[str, Any])
         mpp=mpp,
         mpp_source="OME-Zarr scale" if mpp else "not in the file",
     )
+
+
+def _check_files(path: Path, folder: Path, array: Any) -> None:
+    """Refuse links out of the store, and chunks that would unpack to more than they should."""
+    root = path.resolve()
+    most = math.prod(array.shards or array.chunks) * array.dtype.itemsize * 9 // 8 + _SLACK
+    for file in (folder, *folder.rglob("*")):
+        if not file.resolve().is_relative_to(root):
+            raise CdalError("holds a link that leads out of it", "copy what it leads to", file)
+        if file.is_file() and file.stat().st_size > most and not file.name.startswith((".", "z")):
+            raise CdalError("a chunk is larger than its array says", "save it again", file)
 
 
 def _channels(order: str, array: Any, metadata: dict[str, Any]) -> int:

@@ -1,0 +1,182 @@
+"""Files made to harm: refused before they take memory, and never led out of their folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from numcodecs import Zlib
+from PIL import Image
+
+from cdal_engine.errors import CdalError
+from cdal_engine.io.discovery import find_sources, open_source
+from cdal_engine.io.records import write_aside
+
+PIXELS = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+MEGABYTE = 2**20
+READ = """
+import resource, sys
+from pathlib import Path
+from cdal_engine.errors import CdalError
+from cdal_engine.io import nifti, tiff, zarr_images
+from cdal_engine.io.discovery import open_source
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    source = open_source(Path(sys.argv[1]))
+    source.read()
+    end = "read"
+except CdalError as error:
+    end = f"refused {error}"
+taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(taken // 1024, end)
+"""
+
+
+def ifd(at: int, following: bool, **more: int) -> bytes:
+    """A TIFF page of bytes, its tags by number."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 64, 279: 4096}
+    tags |= {int(name[1:]): value for name, value in more.items()}
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    size = 2 + len(body) + 4
+    return struct.pack("<H", len(tags)) + body + struct.pack("<I", at + size if following else 0)
+
+
+def tiff_of(pages: int = 1, **more: int) -> bytes:
+    size = len(ifd(0, False, **more))
+    body = [ifd(8 + n * size, n < pages - 1, **more) for n in range(pages)]
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(body)
+
+
+@cache
+def zeros_packed() -> bytes:
+    """Half a gigabyte in half a megabyte."""
+    packer, piece = zlib.compressobj(), bytes(MEGABYTE)
+    return b"".join(packer.compress(piece) for _ in range(512)) + packer.flush()
+
+
+def png_of(width: int, height: int, data: bytes, more: bytes = b"") -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = piece(b"IHDR", header) + more + piece(b"IDAT", data) + piece(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def piece(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def zarr_of(path: Path, shape: tuple[int, int], chunks: tuple[int, int]) -> zarr.Array:
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    scale = {"type": "scale", "scale": [1, 1]}
+    datasets = [{"path": "0", "coordinateTransformations": [scale]}]
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    return group.create_array("0", shape=shape, chunks=chunks, dtype="u1", compressors=Zlib())
+
+
+def zarr_bomb(path: Path) -> None:
+    zarr_of(path, (64, 64), (64, 64))[:] = 1
+    (path / "0" / "0.0").write_bytes(zeros_packed())
+
+
+BOMBS: dict[str, Callable[[Path], object]] = {
+    "sides.tif": lambda p: p.write_bytes(tiff_of(t256=10**6, t257=10**6, t278=1)),
+    "strip.tif": lambda p: p.write_bytes(tiff_of(t256=10**6, t257=10**6, t278=10**6)),
+    "tile.tif": lambda p: p.write_bytes(tiff_of(t322=2**20, t323=2**20, t324=8, t325=9)),
+    "pages.tif": lambda p: p.write_bytes(tiff_of(10**5)),
+    "deflate.tif": lambda p: p.write_bytes(tiff_of(t259=8, t273=122, t279=10**6) + zeros_packed()),
+    "sides.png": lambda p: p.write_bytes(png_of(10**6, 10**6, b"")),
+    "data.png": lambda p: p.write_bytes(png_of(64, 64, zeros_packed())),
+    "text.png": lambda p: p.write_bytes(
+        png_of(64, 64, b"", piece(b"zTXt", b"a\0\0" + zeros_packed()))
+    ),
+    "sides.zarr": lambda p: zarr_of(p, (10**6, 10**6), (1000, 1000)),
+    "chunk.zarr": lambda p: zarr_of(p, (30000, 30000), (30000, 30000)),
+    "bomb.zarr": zarr_bomb,
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory in KiB is Linux'")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_takes_no_memory(name: str, tmp_path: Path) -> None:
+    """A real process: at most 128 MB beyond what reading takes anyway."""
+    BOMBS[name](tmp_path / name)
+    command = [sys.executable, "-W", "ignore", "-c", READ, str(tmp_path / name)]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+    taken, end = out.split(" ", 1)
+    assert int(taken) < 128, out
+    assert end.startswith("refused") or name == "data.png"
+
+
+def test_links_and_dots_lead_nowhere(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    Image.fromarray(PIXELS).save(outside / "secret.png")
+    Image.fromarray(PIXELS).save(inside / "mine.png")
+    (inside / "out.png").symlink_to(outside / "secret.png")
+    (inside / "dots.png").symlink_to("../out/secret.png")
+    (inside / "same.png").symlink_to("mine.png")
+    (inside / "folder").symlink_to(outside)
+    skipped: list[CdalError] = []
+    found = find_sources(inside, on_skip=skipped.append)
+    assert [path.name for path in found] == ["mine.png", "same.png"]
+    assert {e.path.name for e in skipped if e.path} == {"out.png", "dots.png", "folder"}
+
+
+def test_a_zarr_reads_nothing_outside_of_itself(tmp_path: Path) -> None:
+    zarr_of(tmp_path / "good.zarr", (64, 64), (64, 64))[:] = PIXELS
+    assert np.array_equal(open_source(tmp_path / "good.zarr").read(), PIXELS)
+    for name, changed in (("chunk.zarr", "0/0.0"), ("level.zarr", "0")):
+        shutil.copytree(tmp_path / "good.zarr", tmp_path / name)
+        target = tmp_path / name / changed
+        elsewhere = tmp_path / f"{name}-elsewhere"
+        target.rename(elsewhere)
+        target.symlink_to(elsewhere)
+        with pytest.raises(CdalError, match="leads out of it"):
+            open_source(tmp_path / name)
+
+
+def test_an_ome_tiff_reads_nothing_in_other_folders(tmp_path: Path) -> None:
+    """Its XML may name other files: beside it, but nowhere else."""
+    (tmp_path / "in").mkdir()
+    with tifffile.TiffWriter(tmp_path / "other.ome.tif", ome=True) as tiff:
+        tiff.write(PIXELS, metadata={"axes": "YX"})
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        'UUID="urn:uuid:11111111-1111-1111-1111-111111111111"><Image ID="Image:0">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="64" '
+        'SizeC="1" SizeZ="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+        '<TiffData IFD="0" PlaneCount="1"><UUID FileName="{}">'
+        "urn:uuid:22222222-2222-2222-2222-222222222222</UUID></TiffData></Pixels></Image></OME>"
+    )
+    for name in ("../other.ome.tif", str(tmp_path / "other.ome.tif")):
+        path = tmp_path / "in" / "a.ome.tif"
+        tifffile.imwrite(path, PIXELS * 0, description=xml.format(name), metadata=None)
+        with pytest.raises(CdalError, match="another folder"):
+            open_source(path)
+    shutil.copy(tmp_path / "other.ome.tif", tmp_path / "in")
+    path = tmp_path / "in" / "b.ome.tif"
+    tifffile.imwrite(path, PIXELS * 0, description=xml.format("other.ome.tif"), metadata=None)
+    assert np.array_equal(open_source(path).read(), PIXELS)
+
+
+def test_writing_replaces_a_link_and_follows_none(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "run.json").symlink_to(mine)
+    (tmp_path / f".run.json.{os.getpid()}.tmp").symlink_to(mine)
+    write_aside(tmp_path / "run.json", b"{}")
+    assert mine.read_text() == "mine"
+    assert (tmp_path / "run.json").read_bytes() == b"{}"
+    assert not (tmp_path / "run.json").is_symlink()
