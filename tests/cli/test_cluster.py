@@ -186,8 +186,7 @@ def test_what_kills_its_workers_fails_alone(
     preload.write_text(
         "import os, signal\n"
         "from cdal_engine.io import images\n"
-        "opened = images.open_image\n"
-        "def open_image(path):\n"
+        "def open_image(path, opened=images.open_image):\n"  # dask runs this more than once
         "    if path.name == '2.png':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return opened(path)\n"
