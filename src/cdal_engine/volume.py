@@ -15,10 +15,17 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .errors import CdalError
+from .io.volumes import needed
 from .preparation import limits_of, normalise
 from .segmenter import Progress, Segmentation, Segmenter
 
-__all__ = ["check_takes_volumes", "normalised_slices", "segment_volume", "with_neighbours"]
+__all__ = [
+    "check_takes_volumes",
+    "normalised_slices",
+    "segment_volume",
+    "turned",
+    "with_neighbours",
+]
 
 
 def check_takes_volumes(config: ModelConfig) -> None:
@@ -79,6 +86,7 @@ def segment_volume(
     seed: int = 0,
     tile_mode: str = "overlap",
     keep_samples: bool = False,
+    affine: NDArray[np.float64] | None = None,
     progress: Progress | None = None,
 ) -> Segmentation:
     """Segment a volume slice by slice, across the axis that the model was trained on.
@@ -91,6 +99,9 @@ def segment_volume(
     samples, steps, seed, tile_mode, keep_samples
         See `Segmenter.segment`. All slices share their noise, so that a sample changes from
         slice to slice only as the image does.
+    affine : ndarray, optional
+        (4, 4), from voxel indices to millimetres right, anterior, superior: the model is shown the
+        volume with its axes in that order and direction, as it was in training. None: they are.
     progress : callable, optional
         Called with slices done and slices in all; returning False cancels.
 
@@ -110,6 +121,8 @@ def segment_volume(
     config = segmenter.model.config
     check_takes_volumes(config)
     limits = limits_of(_intensities(voxels))
+    own = np.eye(4) if affine is None else affine
+    voxels = turned(voxels, own, np.eye(4))
     slices = np.moveaxis(voxels, config.image.slice_axis, 0)
     results = []
     for done in range(len(slices)):
@@ -129,7 +142,7 @@ def segment_volume(
 
     def joined(name: str) -> NDArray[Any]:
         arrays = np.stack([getattr(result, name) for result in results])
-        return np.moveaxis(arrays, 0, config.image.slice_axis)
+        return turned(np.moveaxis(arrays, 0, config.image.slice_axis), np.eye(4), own)
 
     labels = joined("labels")
     if config.target == "binary":  # slices number their objects, each from 1
@@ -145,6 +158,20 @@ def segment_volume(
         mpp=None,
         seconds=sum(result.seconds for result in results),
     )
+
+
+def turned(
+    array: NDArray[Any], affine: NDArray[np.float64], onto: NDArray[np.float64]
+) -> NDArray[Any]:
+    """Permute and flip the last three axes of an array so that they run as those of `onto`."""
+    if np.array_equal(affine[:3, :3], onto[:3, :3]):
+        return array
+    orientations: Any = needed("nibabel.orientations")
+    turn = orientations.ornt_transform(*(orientations.io_orientation(a) for a in (affine, onto)))
+    before = range(array.ndim - 3)
+    last = [axis - len(before) for axis in before]
+    flipped = orientations.apply_orientation(np.moveaxis(array, before, last), turn)
+    return np.moveaxis(flipped, last, before)
 
 
 def _classes(labels: NDArray[np.uint32], config: ModelConfig) -> dict[str, NDArray[Any]]:

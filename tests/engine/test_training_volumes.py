@@ -19,7 +19,7 @@ from cdal_engine.training.dataset import Pair, find_pairs, load_pair
 from cdal_engine.training.loop import Trainer
 from cdal_engine.training.splits import split
 from cdal_engine.training.validation import evaluate
-from cdal_engine.volume import normalised_slices, segment_volume
+from cdal_engine.volume import normalised_slices, segment_volume, turned
 
 IMAGE = ImageConfig(channels=1, mpp=None, normalisation="percentile", mean=(), std=())
 NETWORK = NetworkConfig(
@@ -253,15 +253,15 @@ def test_what_is_wrong_with_volumes_is_said(data: Path, tmp_path: Path) -> None:
         load_pair(find_pairs(data)[0], ModelConfig(), None)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_dicom_series_is_a_volume(shared_data: Path, tmp_path: Path, turned: bool) -> None:
+@pytest.mark.parametrize("otherwise", [False, True])
+def test_a_dicom_series_is_a_volume(shared_data: Path, tmp_path: Path, otherwise: bool) -> None:
     """A real series beside its NIfTI labels, also if their rows were stored from below."""
     (series,) = {path.parent for path in (shared_data / "dicom").rglob("*") if path.is_file()}
     shutil.copytree(series, tmp_path / "images" / "case.1")
     source = open_source(series)
     labels = (np.arange(np.prod(source.shape)).reshape(source.shape) % 3).astype(np.uint8)
     stored, affine = labels, source.affine
-    if turned:
+    if otherwise:
         stored = labels[:, ::-1].transpose(0, 2, 1)
         flip = np.eye(4)
         flip[1, 1], flip[1, 3] = -1, source.shape[1] - 1
@@ -270,8 +270,9 @@ def test_a_dicom_series_is_a_volume(shared_data: Path, tmp_path: Path, turned: b
     (pair,) = find_pairs(tmp_path)
     assert (pair.stem, pair.patient, pair.is_volume) == ("case.1", "case.1", True)
     items = load_pair(pair, MRI, None)
-    np.testing.assert_array_equal(np.stack([y[0] for _, y in items], axis=-1), labels)
-    x = normalised_slices(source.read(), MRI)
+    shown = turned(labels, source.affine, np.eye(4))
+    np.testing.assert_array_equal(np.stack([y[0] for _, y in items], axis=-1), shown)
+    x = normalised_slices(turned(source.read(), source.affine, np.eye(4)), MRI)
     assert torch.equal(torch.stack([x for x, _ in items]), x)
     affine = affine.copy()
     affine[:3, 3] += 1
@@ -294,3 +295,17 @@ def test_real_volumes(shared_data: Path) -> None:
         assert set(torch.cat([y for _, y in items]).unique().tolist()) == {0, 1, 2}
         kinds.add(nibabel.load(pair.image).get_data_dtype().str)
     assert len(kinds) == 2
+
+
+def test_a_volume_is_segmented_alike_however_its_axes_run(segmenter: Segmenter) -> None:
+    """As in DICOM series, whose rows run to the left: the answer lies on the same voxels."""
+    rng = np.random.default_rng(0)
+    voxels = rng.normal(size=(17, 21, 9)).astype(np.float32)
+    plain = segment_volume(segmenter, voxels, samples=2, affine=np.eye(4))
+    other = np.diag([-1.0, 1, 1, 1])[:, [1, 0, 2, 3]]  # axes exchanged, one flipped
+    moved = turned(voxels, np.eye(4), other)
+    assert moved.shape == (21, 17, 9)
+    found = segment_volume(segmenter, moved, samples=2, affine=other)
+    assert np.array_equal(found.labels, turned(plain.labels, np.eye(4), other))
+    assert np.array_equal(found.probability, turned(plain.probability, np.eye(4), other))
+    assert not np.array_equal(segment_volume(segmenter, moved, samples=2).labels, found.labels)

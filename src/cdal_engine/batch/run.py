@@ -264,6 +264,10 @@ def check_source(
         too large.
     """
     source = open_source(path)
+    if parameters.regions is not None and source.kind != "slide":
+        raise CdalError(
+            f"regions are of slides, this is a {source.kind}", "leave --regions out", path
+        )
     if source.kind == "volume":
         return _check_volume(source, segmenter, parameters)
     wanted, kind = segmenter.model.config.image.channels, {1: "grayscale", 3: "RGB"}
@@ -349,6 +353,7 @@ def _answer(
             steps=parameters.steps,
             seed=parameters.seed,
             tile_mode=parameters.tile_mode,
+            affine=source.affine,
             progress=progress,
         )
     return segmenter.segment(

@@ -204,7 +204,7 @@ def read_pair(
 ) -> tuple[NDArray[np.generic], NDArray[np.integer], float | None]:
     """Read an image, its labels and its resolution, checked against each other and the target.
 
-    A volume is in its own order of axes, (I, J, K).
+    A volume's axes run right, anterior, superior.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""NIfTI volumes, DICOM series and their labels, in the volume's own order of axes."""
+"""NIfTI volumes, DICOM series and their labels, their axes right, anterior, superior."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def is_volume(path: Path) -> bool:
 def read_volume_pair(image: Path, label: Path) -> tuple[NDArray[np.generic], NDArray[np.integer]]:
     """Read a volume and its label map, (I, J, K) each, that lie in the same place.
 
-    Labels whose axes run in another order or direction are turned, which changes no value: some
-    converters of DICOM series store the rows from below.
+    Both are turned so that their axes run right, anterior, superior, which changes no value.
 
     Raises
     ------
@@ -38,7 +37,7 @@ def read_volume_pair(image: Path, label: Path) -> tuple[NDArray[np.generic], NDA
         If either cannot be read, or the affines differ.
     """
     voxels, affine = _read(image)
-    labels, labels_affine = _turned(*_read(label), affine)
+    labels, labels_affine = _read(label)
     if voxels.shape == labels.shape and not np.allclose(affine, labels_affine, atol=_CLOSE):
         most = np.abs(affine - labels_affine).max()
         raise CdalError(
@@ -53,18 +52,11 @@ def _read(path: Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
     source = open_source(path)
     if source.affine is None:
         raise CdalError(f"is a {source.kind}, no volume", "use a folder for each series", path)
-    return source.read(), source.affine
-
-
-def _turned(
-    voxels: NDArray[np.generic], affine: NDArray[np.float64], onto: NDArray[np.float64]
-) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-    """Permute and flip a volume's axes so that they run as those of `onto`."""
+    voxels = source.read()
     orientations: Any = needed("nibabel.orientations")
-    axes = (orientations.io_orientation(each) for each in (affine, onto))
-    turn = orientations.ornt_transform(*axes)
-    back = orientations.inv_ornt_aff(turn, voxels.shape)
-    return orientations.apply_orientation(voxels, turn), affine @ back
+    turn = orientations.io_orientation(source.affine)  # towards right, anterior, superior
+    placed = source.affine @ orientations.inv_ornt_aff(turn, voxels.shape)
+    return orientations.apply_orientation(voxels, turn), placed
 
 
 def _whole_numbers(labels: NDArray[np.generic], path: Path) -> NDArray[np.integer]:
