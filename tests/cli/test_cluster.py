@@ -54,7 +54,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {
         p.relative_to(out).as_posix(): p.read_bytes()
         for p in out.rglob("*")
-        if p.is_file() and p.name not in ("run.json", "summary.csv")
+        if p.is_file() and p.name not in ("run.json", "summary.csv", "report.html")
     }
 
 

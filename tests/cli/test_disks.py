@@ -53,7 +53,7 @@ def statuses(out: Path) -> list[str]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    skipped = ("run.json", "summary.csv")
+    skipped = ("run.json", "summary.csv", "report.html")
     files = (p for p in out.rglob("*") if p.is_file() and p.name not in skipped)
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}
 
