@@ -3,13 +3,14 @@
     python benchmarks/batch.py IMAGES [--workers 1 2] [--samples 1] [--model nuclei-he]
 
 Runs `cdal batch` on the folder once for each number of workers, into a folder of its own, and
-compares what they wrote. Start-up of the processes is part of the time, as it is for users; the
+compares what they wrote. Each worker computes with one thread. Start-up of the processes is part of the time, as it is for users; the
 last column leaves it out, by the times that files were written.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,8 @@ def main() -> None:
             out = Path(folder) / "out"
             begun = time.perf_counter()
             command = [*start, "-o", str(out), "--workers", str(workers)]
-            subprocess.run(command, check=True, capture_output=True)
+            threads = {"CPU_COUNT": str(workers)}  # which the workers share
+            subprocess.run(command, check=True, capture_output=True, env=os.environ | threads)
             seconds = time.perf_counter() - begun
             ends = sorted(path.stat().st_mtime for path in out.glob("**/run.json"))
             # The first inputs' own times are not known: those after them are counted.
