@@ -197,7 +197,11 @@ def test_what_kills_its_workers_fails_alone(
     run = started([*command, "--scheduler", cluster.address])
     text, error = run.communicate(timeout=280)
     assert run.returncode == 1
-    assert "5 segmented, 2 failed" in text, error
+    # One done by a worker that dies before it has said so is found finished by the next.
+    assert "2 failed" in text, error
+    assert sorted(n for n, state in status(folder / "cdal-out").items() if state == "done") == [
+        name for name in NAMES if name != "2.png"
+    ]
     (line,) = (line for line in error.splitlines() if "workers died" in line)
     assert str(folder / "2.png") in line
     assert "Traceback" not in error

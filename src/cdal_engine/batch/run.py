@@ -18,7 +18,7 @@ from ..errors import Cancelled, CdalError, DiskFull
 from ..io.discovery import open_source
 from ..io.levels import best_level
 from ..io.records import forget_failure, read_run, write_failure
-from ..io.results import ResultsFolder
+from ..io.results import ResultsFolder, discard_unfinished
 from ..io.source import Source, check_size
 from ..segmenter import Progress, Segmentation, Segmenter
 from ..volume import check_takes_volumes, segment_volume
@@ -194,6 +194,7 @@ def _turn(
             if is_finished(item, segmenter, parameters):
                 forget_failure(item.folder)
                 forget_blocks(item.folder)
+                discard_unfinished(item.folder)
                 return Outcome(item, already=True)
             _refuse_anothers(item)
         else:

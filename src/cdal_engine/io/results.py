@@ -20,7 +20,7 @@ from .source import Source
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
-__all__ = ["ResultsFolder", "chosen_maps", "write_label_tiff"]
+__all__ = ["ResultsFolder", "chosen_maps", "discard_unfinished", "write_label_tiff"]
 
 _LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
 _ASIDE = ".cdal-writing-"
@@ -59,9 +59,7 @@ class ResultsFolder:
         self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # Left by a killed run: runs hold the folder while they are at it.
-            for old in folder.glob(f"{_ASIDE}*"):
-                shutil.rmtree(old, ignore_errors=True)
+            discard_unfinished(folder)
             self.aside = aside or Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
 
     def write(
@@ -180,6 +178,12 @@ class ResultsFolder:
 
     def _discard(self) -> None:
         shutil.rmtree(self.aside, ignore_errors=True)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what a killed run was writing; the caller is the only run at work in `folder`."""
+    for old in folder.glob(f"{_ASIDE}*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def chosen_maps(
