@@ -200,6 +200,7 @@ def _joined(
     labels[np.isin(rest, preview.objects["label"][~kept]) & (rest > 0)] = 0
     old = {name: column[kept] for name, column in preview.objects.items()}
     old["label"] = old["label"] + np.uint32(count)
+    new = sampled.objects  # found again in the maps, and so without the image's colours
     assert sampled.mean is not None
     assert preview.mean is not None
     return replace(
@@ -208,5 +209,5 @@ def _joined(
         mean=np.where(done, sampled.mean, preview.mean),
         probability=np.where(done, sampled.probability, preview.probability),
         uncertainty=np.where(done, sampled.uncertainty, preview.uncertainty),
-        objects={name: np.concatenate([sampled.objects[name], old[name]]) for name in old},
+        objects={name: np.concatenate([new[name], old[name]]) for name in new if name in old},
     )

@@ -106,11 +106,11 @@ class Plane:
             If the layer's data cannot be read.
         """
         data, inside = self.levels[level], box or ()
-        if neighbours and self.is_volume:
+        if neighbours and self.index:
             from cdal_engine.volume import with_neighbours  # torch: only once it is needed
 
-            stack = self._computed(data, (slice(None), *inside))
-            return with_neighbours(stack, self.index[0], neighbours)
+            stack = self._computed(data, (*self.index[:-1], slice(None), *inside))
+            return with_neighbours(stack, self.index[-1], neighbours)
         pixels = self._computed(data, (*self.index, *inside))
         return over_white(pixels) if self.rgb and pixels.shape[-1] == 4 else pixels
 

@@ -275,15 +275,3 @@ def test_a_foreign_summary_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(CdalError, match="did not write"):
         write_summary(tmp_path)
     assert (tmp_path / "summary.csv").read_text() == "name,grade\n"
-
-
-def test_two_writers_do_not_disturb_each_other(
-    tmp_path: Path, source: Source, result: Segmentation
-) -> None:
-    with ResultsFolder(tmp_path / "out") as one, ResultsFolder(tmp_path / "out") as other:
-        for results in (one, other):
-            results.write(source, IMAGE, result, 0.25, ("table",))
-        for results in (one, other):
-            results.publish(record())
-    names = {"objects.parquet", "objects.csv", RUN}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == names

@@ -74,7 +74,7 @@ def test_neighbours_in_a_stack_are_read_as_channels() -> None:
     for data in (stack, da.from_array(stack, chunks=(1, 2, 6, 7))):
         plane = plane_of(Image(data), (1, 4, 0, 0))
         expected = np.stack([stack[1, 3], stack[1, 4], stack[1, 4]], axis=-1)
-        np.testing.assert_array_equal(plane.read(1), expected)
+        np.testing.assert_array_equal(plane.read(neighbours=1), expected)
         np.testing.assert_array_equal(plane.read(), stack[1, 4])
 
 

@@ -45,9 +45,11 @@ def open_nifti(path: Path) -> Source:
         _check_bytes(image, path)
         dtype = np.asanyarray(image.dataobj[(slice(0, 1),) * len(stored)]).dtype
         affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    sound = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-12
+    axes = nib.aff2axcodes(affine) if sound else (None,)
+    if None in axes:  # also where two voxel axes run as good as the same way
         raise CdalError("its affine matrix is not invertible", "correct its header", path)
-    reader = f"nibabel, {type(image).__name__}, axes {''.join(nib.aff2axcodes(affine))}"
+    reader = f"nibabel, {type(image).__name__}, axes {''.join(axes)}"
     return volume_source(path, reader, shape, _NiftiPixels(path, shape, dtype), affine)
 
 
