@@ -46,7 +46,7 @@ def open_nifti(path: Path) -> Source:
         dtype = np.asanyarray(image.dataobj[(slice(0, 1),) * len(stored)]).dtype
         affine = np.asarray(image.affine, np.float64)
     sound = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-12
-    axes = nib.aff2axcodes(affine) if sound else (None,)
+    axes: Any = nib.aff2axcodes(affine) if sound else (None,)
     if None in axes:  # also where two voxel axes run as good as the same way
         raise CdalError("its affine matrix is not invertible", "correct its header", path)
     reader = f"nibabel, {type(image).__name__}, axes {''.join(axes)}"
