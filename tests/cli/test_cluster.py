@@ -151,7 +151,9 @@ def test_a_killed_worker_costs_nothing(command: list[str], folder: Path) -> None
     (victim, *_) = workers_of(run.pid)
     os.kill(victim, signal.SIGKILL)
     text, error = run.communicate(timeout=280)
-    assert "6 segmented, 1 failed" in text, error
+    # One that had just written its results when its worker died is found finished.
+    sure = ("6 segmented, 1 failed", "5 segmented, 1 finished before, 1 failed")
+    assert any(counts in text for counts in sure), error
     assert "Traceback" not in error
     assert not list(out.rglob(".cdal*"))
 
