@@ -7,17 +7,16 @@ falls with t, else drawn from the head's softmax h; so x_T is a draw from the he
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from controls import Batch, train_alone
+from torch import Tensor
 from torch.nn import functional as F
 
 from cdal_engine.config import ModelConfig
 from cdal_engine.diffusion import NoiseSchedule
 from cdal_engine.losses import SupervisedLoss
 from cdal_engine.networks import Features, Generator
-from cdal_engine.training.loop import Trainer, update_average
+from cdal_engine.training.loop import Trainer
 
 
 class CategoricalDiffusion(Generator):
@@ -75,28 +74,20 @@ class CategoricalDiffusion(Generator):
 
 
 def train_categorical(trainer: Trainer) -> CategoricalDiffusion:
-    """Train one as `controls.train_stochastic` does: cross-entropy and Dice of x̂_0 and the head."""
-    config = trainer.config
-    torch.manual_seed(config.seed)
-    network = CategoricalDiffusion(config.model).to(trainer.device)
-    average = copy.deepcopy(network)
-    loss_of = SupervisedLoss(config.model.label_channels)
-    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    dice = torch.Generator().manual_seed(config.seed)
-    for step, (images, x_0) in zip(range(config.steps), trainer.batches(), strict=False):
-        trainer.step = step
-        rate = config.learning_rate * trainer.learning_rate_factor(step / config.steps)
-        optimizer.param_groups[0]["lr"] = rate
+    """Train one by cross-entropy and Dice, of x̂_0 and of the head."""
+    model = trainer.config.model
+    supervised = SupervisedLoss(model.label_channels)
+    dice = torch.Generator().manual_seed(trainer.config.seed)
+
+    def loss_of(network: CategoricalDiffusion, batch: Batch) -> Tensor:
+        images, x_0 = batch
         features = network.encode(images)
         t = torch.randint(1, network.steps + 1, (len(x_0),), generator=dice).to(x_0.device)
         marginal = network.marginal(F.avg_pool2d((x_0 + 1) / 2, 2), network.prior(features), t)
-        z = torch.randn(len(x_0), config.model.network.latent_dim, generator=dice)
+        z = torch.randn(len(x_0), model.network.latent_dim, generator=dice)
         held = features._replace(logits=features.logits.detach())
         answer = network.answer(network.draw(marginal, dice), t, z.to(x_0.device), held)
-        loss = loss_of(features.logits, x_0) + loss_of(torch.log((answer + 1) / 2 + 1e-6), x_0)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        update_average(average, network, min(config.ema_decay, (step + 1) / (step + 10)))
-    return average.eval().requires_grad_(False)
+        logs = torch.log((answer + 1) / 2 + 1e-6)
+        return supervised(features.logits, x_0) + supervised(logs, x_0)
+
+    return train_alone(trainer, lambda: CategoricalDiffusion(model), loss_of)

@@ -6,6 +6,8 @@ Each stands in for a generator, so that the Segmenter tiles, averages and decode
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -98,20 +100,41 @@ class StochasticSegmentation(Generator):
         return supervised_answer(self.logits(features, z[:, :RANK], x_t))
 
 
-def train_stochastic(trainer: Trainer) -> StochasticSegmentation:
-    """Train one for a trainer's steps, on its batches, at its learning rate, averaged as it does.
+Batch = tuple[Tensor, Tensor]
+Trained = TypeVar("Trained", bound=Generator)
 
-    By the likelihood of whole crops, and by the supervised loss of the mean logits as ours is.
+
+def train_alone(
+    trainer: Trainer, make: Callable[[], Trained], loss_of: Callable[[Trained, Batch], Tensor]
+) -> Trained:
+    """Train a network on a trainer's batches, at its learning rate, averaged as it does.
+
+    `make` builds the network once the seed is set; `loss_of` is all that it learns by.
     """
     config = trainer.config
     torch.manual_seed(config.seed)
-    network = StochasticSegmentation(config.model).to(trainer.team.device)
+    network = make().to(trainer.team.device)
     average = copy.deepcopy(network)
-    supervised = SupervisedLoss(config.model.label_channels)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, betas=(0.9, 0.99))
-    for step, (images, x_0) in zip(range(config.steps), trainer.learner.batches(), strict=False):
+    for step, batch in zip(range(config.steps), trainer.learner.batches(), strict=False):
         rate = config.learning_rate * learning_rate_factor(config, step, step / config.steps)
         optimizer.param_groups[0]["lr"] = rate
+        loss = loss_of(network, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        update_average(average, network, min(config.ema_decay, (step + 1) / (step + 10)))
+    return average.eval().requires_grad_(False)
+
+
+def train_stochastic(trainer: Trainer) -> StochasticSegmentation:
+    """Train one by the likelihood of whole crops, and its mean logits by our supervised loss."""
+    model = trainer.config.model
+    supervised = SupervisedLoss(model.label_channels)
+
+    def loss_of(network: StochasticSegmentation, batch: Batch) -> Tensor:
+        images, x_0 = batch
         features = network.encode(images)
         truth = x_0.argmax(dim=1)
         likelihoods = []
@@ -123,10 +146,6 @@ def train_stochastic(trainer: Trainer) -> StochasticSegmentation:
             )
             likelihoods.append(-wrong.sum(dim=(1, 2)))
         likelihood = torch.logsumexp(torch.stack(likelihoods), dim=0).mean() / truth[0].numel()
-        loss = supervised(features.logits, x_0) - likelihood
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        update_average(average, network, min(config.ema_decay, (step + 1) / (step + 10)))
-    return average.eval().requires_grad_(False)
+        return supervised(features.logits, x_0) - likelihood
+
+    return train_alone(trainer, lambda: StochasticSegmentation(model), loss_of)
