@@ -6,9 +6,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from cdal_engine.config import NetworkConfig
 
 # No test measures time, neither of an example nor of making examples, however busy the machine.
 settings.register_profile("cdal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,14 +62,11 @@ def _engine_stays_headless(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a small nuclei model at 0.25 µm/px with random weights; T = 2."""
-    import torch
+def tiny_network() -> NetworkConfig:
+    """The smallest network that has all parts."""
+    from cdal_engine.config import NetworkConfig
 
-    from cdal_engine.config import DiffusionConfig, ModelConfig, NetworkConfig
-    from cdal_engine.model import Model, Networks
-
-    network = NetworkConfig(
+    return NetworkConfig(
         widths=(8, 12),
         denoiser_width=12,
         denoiser_blocks=1,
@@ -73,7 +74,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         latent_dim=4,
         discriminator_widths=(8, 8, 8),
     )
-    config = ModelConfig(network=network, diffusion=DiffusionConfig(steps=2))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_network: NetworkConfig) -> Path:
+    """Folder of a small nuclei model at 0.25 µm/px with random weights; T = 2."""
+    import torch
+
+    from cdal_engine.config import DiffusionConfig, ModelConfig
+    from cdal_engine.model import Model, Networks
+
+    config = ModelConfig(network=tiny_network, diffusion=DiffusionConfig(steps=2))
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     Model.save(folder, config, Networks(config))

@@ -231,6 +231,13 @@ class ModelConfig(_Frozen):
         )
 
     @property
+    def takes_volumes(self) -> bool:
+        """Whether it is for grayscale volumes, slice by slice."""
+        image = self.image
+        gray = image.channels == 1 and image.mpp is None and image.normalisation == "percentile"
+        return gray and self.target != "nuclei"
+
+    @property
     def label_channels(self) -> int:
         """Channels that are diffused: interior and boundary add to the background."""
         return {"binary": 1, "nuclei": 3, "classes": len(self.classes) + 1}[self.target]

@@ -16,7 +16,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .errors import CdalError
 from .io.volumes import needed
-from .preparation import limits_of, normalise
+from .preparation import Limits, limits_of, normalise
 from .segmenter import Progress, Segmentation, Segmenter
 
 __all__ = [
@@ -24,20 +24,30 @@ __all__ = [
     "normalised_slices",
     "segment_volume",
     "turned",
+    "volume_limits",
     "with_neighbours",
 ]
 
 
 def check_takes_volumes(config: ModelConfig) -> None:
     """Raise `CdalError` unless a model is one for grayscale volumes."""
-    image = config.image
-    fits = image.channels == 1 and image.mpp is None and image.normalisation == "percentile"
-    if not fits or config.target == "nuclei":
+    if not config.takes_volumes:
         raise CdalError(
             "the model is not one for volumes",
             "they need image: {channels: 1, mpp: null, normalisation: percentile, mean: [], "
             "std: []} and target binary or classes",
         )
+
+
+def volume_limits(voxels: NDArray[np.generic]) -> Limits:
+    """Intensities that (I, J, K) voxels are normalised by: see `preparation.limits_of`.
+
+    Raises
+    ------
+    CdalError
+        If they are no grayscale volume, or not finite.
+    """
+    return limits_of(_intensities(voxels))
 
 
 def normalised_slices(voxels: NDArray[np.generic], config: ModelConfig) -> Tensor:
@@ -120,7 +130,7 @@ def segment_volume(
     """
     config = segmenter.model.config
     check_takes_volumes(config)
-    limits = limits_of(_intensities(voxels))
+    limits = volume_limits(voxels)
     own = np.eye(4) if affine is None else affine
     voxels = turned(voxels, own, np.eye(4))
     slices = np.moveaxis(voxels, config.image.slice_axis, 0)

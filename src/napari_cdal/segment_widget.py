@@ -33,7 +33,7 @@ from .segment_form import SegmentForm
 from .settings import preferences
 from .shown import ShownRun
 from .summary import found
-from .volumes import check_slice, takes_volumes
+from .volumes import check_slice
 from .worker import Answer, Job, Run, start
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class SegmentWidget(Container[Widget]):
         plane = self._plane()
         config = self.form.config if plane is not None else None
         scopes: list[tuple[str, Any]] = [("Whole image", _WHOLE), ("Current view", _VIEW)]
-        if plane is not None and plane.is_volume and config and takes_volumes(config):
+        if plane is not None and plane.is_volume and config and config.takes_volumes:
             scopes = [("Whole volume", _VOLUME), ("Slice shown", _WHOLE), scopes[1]]
         shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
         return scopes + [(f"Regions: {layer.name}", layer) for layer in shapes]
@@ -213,7 +213,7 @@ class SegmentWidget(Container[Widget]):
                 "show the image's own planes in 2-D first",
             )
         check_shown(plane)
-        if plane.is_volume and takes_volumes(config):
+        if plane.is_volume and config.takes_volumes:
             check_slice(plane, config)
         regions = self._regions(plane)
         larger = enlargement(self.form.mpp.value or None, config.image)

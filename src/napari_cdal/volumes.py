@@ -17,18 +17,7 @@ if TYPE_CHECKING:
     from cdal_engine.config import ModelConfig
     from cdal_engine.segmenter import Segmentation
 
-__all__ = ["axes_of", "check_slice", "for_layer", "is_turned", "slice_for_layer", "takes_volumes"]
-
-
-def takes_volumes(config: ModelConfig) -> bool:
-    """Whether a model is one for grayscale volumes, see `volume.check_takes_volumes`."""
-    image = config.image
-    plain = (
-        image.channels == 1 + 2 * image.neighbours
-        and image.mpp is None
-        and image.normalisation == "percentile"
-    )
-    return plain and config.target != "nuclei"
+__all__ = ["axes_of", "check_slice", "for_layer", "is_turned", "slice_for_layer"]
 
 
 def axes_of(plane: Plane, config: ModelConfig) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from cdal_engine.io.levels import best_level, levels_of
 
 from .planes import Plane
 from .regions import Region
-from .volumes import axes_of, for_layer, is_turned, slice_for_layer, takes_volumes
+from .volumes import axes_of, for_layer, is_turned, slice_for_layer
 
 if TYPE_CHECKING:
     from cdal_engine.config import ModelConfig
@@ -155,6 +155,8 @@ class Run:
 
     def _region(self, segmenter: Segmenter, region: Region, facts: dict[str, Any]) -> None:
         """Read a region at the level that suits the model, and keep its answers."""
+        from cdal_engine.volume import volume_limits
+
         from .decode import inside
         from .live import Options, live
 
@@ -162,8 +164,9 @@ class Run:
         level, step = _level(job, config)
         halo = segmenter.halo(segmenter.check_options(job.samples, job.steps))
         image, box, origin = _read(job.plane, region, level, step, halo, config)
-        volume = job.plane.is_volume and takes_volumes(config)
-        limits = _limits(job.plane) if volume else None
+        volume = job.plane.is_volume and config.takes_volumes
+        # Of the volume: a slice's own would stretch an empty one's noise.
+        limits = volume_limits(job.plane.read_volume()) if volume else None
         turned = volume and is_turned(job.plane, config)
         if turned:
             image, box = image.swapaxes(0, 1), (box[1], box[0])
@@ -288,18 +291,6 @@ def _read(
         slice(box[1].start - left, box[1].stop - left),
     )
     return plane.read(level, window, config.image.neighbours), seen, (top, left)
-
-
-def _limits(plane: Plane) -> NDArray[np.floating]:
-    """Percentiles of the volume that a slice is of: its own would stretch an empty one's noise."""
-    import torch
-
-    from cdal_engine.preparation import limits_of
-
-    voxels = np.ascontiguousarray(plane.read_volume(), np.float32)
-    if not np.isfinite(voxels).all():
-        raise CdalError("the volume has NaN or infinite voxels", "fill or crop them first")
-    return limits_of(torch.from_numpy(voxels))
 
 
 def start(run: Run) -> Any:

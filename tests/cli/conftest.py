@@ -36,3 +36,17 @@ def cdal(
         return Run(code if isinstance(code, int) else 0, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """What lies in a results folder: every file but those that record times."""
+
+    def of(out: Path) -> dict[str, bytes]:
+        return {
+            path.relative_to(out).as_posix(): path.read_bytes()
+            for path in out.rglob("*")
+            if path.is_file() and path.name not in ("run.json", "summary.csv", "report.html")
+        }
+
+    return of

@@ -49,15 +49,6 @@ def started(command: list[str], **options: object) -> subprocess.Popen:
     )
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """Every file but those that record times."""
-    return {
-        p.relative_to(out).as_posix(): p.read_bytes()
-        for p in out.rglob("*")
-        if p.is_file() and p.name not in ("run.json", "summary.csv", "report.html")
-    }
-
-
 def status(out: Path) -> dict[str, str]:
     with (out / "summary.csv").open(newline="") as file:
         return {row["results"]: row["status"] for row in csv.DictReader(file)}
@@ -126,7 +117,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster.close()
 
 
-def test_workers_write_the_same_bytes(command: list[str], folder: Path) -> None:
+def test_workers_write_the_same_bytes(command: list[str], folder: Path, contents: Callable) -> None:
     """And go on with what an earlier run left."""
     in_process = started([*command, "-o", str(folder.parent / "one")])
     assert in_process.wait() == 1

@@ -52,14 +52,8 @@ def statuses(out: Path) -> list[str]:
         return [row["status"] for row in csv.DictReader(file)]
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    skipped = ("run.json", "summary.csv", "report.html")
-    files = (p for p in out.rglob("*") if p.is_file() and p.name not in skipped)
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}
-
-
 def test_a_full_disk_stops_in_a_line_and_goes_on_later(
-    cdal: Callable, folder: Path, tiny_model: Path, small_disk: Callable
+    cdal: Callable, folder: Path, tiny_model: Path, small_disk: Callable, contents: Callable
 ) -> None:
     arguments = ("batch", folder, "--model", tiny_model, "--samples", 1, "--device", "cpu", "-o")
     cdal(*arguments, "whole")

@@ -40,16 +40,6 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
         return {row["results"]: row for row in csv.DictReader(file)}
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """Every file but those that record times."""
-    skipped = ("run.json", "summary.csv", "report.html")
-    return {
-        p.relative_to(out).as_posix(): p.read_bytes()
-        for p in out.rglob("*")
-        if p.is_file() and p.name not in skipped
-    }
-
-
 def test_segment_writes_the_contracts_files(cdal: Callable, folder: Path, tiny_model: Path) -> None:
     ended = cdal("segment", folder / "a.png", "--model", tiny_model, "--samples", 2)
     assert ended.code == 0, ended
@@ -133,7 +123,7 @@ def test_slides_take_regions_and_no_tissue_mask(
 
 
 def test_running_again_does_only_what_is_not_done(
-    cdal: Callable, folder: Path, tiny_model: Path
+    cdal: Callable, folder: Path, tiny_model: Path, contents: Callable
 ) -> None:
     arguments = ("batch", folder, "--model", tiny_model, "--samples", 2)
     cdal(*arguments)
@@ -156,7 +146,9 @@ def test_running_again_does_only_what_is_not_done(
     assert "1 segmented, 1 finished before" in cdal(*arguments).out
 
 
-def test_interrupted_and_run_again_ends_the_same(folder: Path, tiny_model: Path) -> None:
+def test_interrupted_and_run_again_ends_the_same(
+    folder: Path, tiny_model: Path, contents: Callable
+) -> None:
     """A real process, a real Ctrl-C, as soon as the first of two inputs is finished."""
     command = [sys.executable, "-c", "from cdal_engine.cli import main; main()"]
     command += ["batch", str(folder), "--samples", "2"]
@@ -302,7 +294,7 @@ def test_a_corrupt_model_is_named(
 
 
 def test_another_image_of_the_same_name_is_not_replaced(
-    cdal: Callable, folder: Path, tiny_model: Path
+    cdal: Callable, folder: Path, tiny_model: Path, contents: Callable
 ) -> None:
     Image.fromarray(TILE[::-1]).save(folder / "more" / "a.png")
     arguments = ("--model", tiny_model, "--samples", 1)

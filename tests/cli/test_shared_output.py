@@ -41,15 +41,6 @@ def command(folder: Path, tiny_model: Path) -> list[str]:
     return [*start, str(folder), "--model", str(tiny_model), "--samples", "1", "--device", "cpu"]
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """Every file but those that record times."""
-    return {
-        p.relative_to(out).as_posix(): p.read_bytes()
-        for p in out.rglob("*")
-        if p.is_file() and p.name not in ("run.json", "summary.csv", "report.html")
-    }
-
-
 def done(out: Path) -> list[str]:
     with (out / "summary.csv").open(newline="") as file:
         return sorted(row["results"] for row in csv.DictReader(file) if row["status"] == "done")
@@ -61,7 +52,7 @@ def count(text: str, word: str) -> int:
     return int(before[-1])
 
 
-def test_two_runs_share_the_work(command: list[str], folder: Path) -> None:
+def test_two_runs_share_the_work(command: list[str], folder: Path, contents: Callable) -> None:
     out = folder / "cdal-out"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -116,7 +107,9 @@ def test_shares_that_there_are_not(cdal: Callable, folder: Path, share: str) -> 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.timeout(1200)
-def test_killed_again_and_again_ends_the_same(command: list[str], folder: Path, kills: int) -> None:
+def test_killed_again_and_again_ends_the_same(
+    command: list[str], folder: Path, kills: int, contents: Callable
+) -> None:
     """Killed a random while after each start of work; whatever is left, the end is the same."""
     subprocess.run([*command, "-o", str(folder.parent / "whole")], check=True, timeout=200)
     seed = random.randrange(2**32)

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,7 +15,7 @@ from PIL import Image
 
 from cdal_engine.counts import SampleCounts, counted
 from cdal_engine.errors import CdalError
-from cdal_engine.io.records import RUN, write_failure, write_json, write_summary
+from cdal_engine.io.records import RUN, summary_rows, write_failure, write_json, write_summary
 from cdal_engine.io.report import write_report
 
 EVIL = "<script>alert(1)</script>&\"'><img src=x onerror=alert(2)>"
@@ -72,7 +73,7 @@ def test_a_row_says_what_was_found_and_what_failed(tmp_path: Path) -> None:
     write_failure(tmp_path / "b.svs", Path("b.svs"), CdalError("no pixels", "export it again"))
     (tmp_path / "c.svs").mkdir()
     write_json(tmp_path / "c.svs" / RUN, {"finished": False})
-    write_report(tmp_path)
+    write_report(tmp_path, summary_rows(tmp_path))
     page = Page(tmp_path)
     done, failed, interrupted = page.rows[1:]
     assert done[1].split() == ["a.svs"]
@@ -92,7 +93,7 @@ def test_a_row_says_what_was_found_and_what_failed(tmp_path: Path) -> None:
 
 def test_pictures_are_small_inline_and_keep_their_outlines(tmp_path: Path) -> None:
     finished(tmp_path / "ä #1.svs")
-    write_report(tmp_path)
+    write_report(tmp_path, summary_rows(tmp_path))
     (picture,) = [attrs for tag, attrs in Page(tmp_path).tags if tag == "img"]
     (link,) = [attrs["href"] for tag, attrs in Page(tmp_path).tags if tag == "a"]
     assert (tmp_path / unquote(str(link))).is_file()
@@ -108,7 +109,7 @@ def test_names_and_records_run_nothing(tmp_path: Path) -> None:
     finished(tmp_path / "javascript:alert(1)", model=EVIL)
     name = "<img src=x onerror=alert(3)>"
     write_failure(tmp_path / name, Path(name), CdalError(EVIL, EVIL))
-    write_report(tmp_path)
+    write_report(tmp_path, summary_rows(tmp_path))
     page = Page(tmp_path)
     assert page.text.count("<script>") == 1
     tags = [tag for tag, _ in page.tags]
@@ -122,7 +123,7 @@ def test_names_and_records_run_nothing(tmp_path: Path) -> None:
 
 def test_only_the_pages_own_script_may_run_and_nothing_is_fetched(tmp_path: Path) -> None:
     finished(tmp_path / "a.svs")
-    write_report(tmp_path)
+    write_report(tmp_path, summary_rows(tmp_path))
     page = Page(tmp_path)
     (policy,) = [attrs["content"] for _, attrs in page.tags if "http-equiv" in attrs]
     digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
@@ -130,7 +131,7 @@ def test_only_the_pages_own_script_may_run_and_nothing_is_fetched(tmp_path: Path
     assert "default-src 'none'" in str(policy)
     assert not re.search(r"https?://|url\(|@import|<link", page.text)
     assert "/patients/" not in page.text
-    write_report(tmp_path)
+    write_report(tmp_path, summary_rows(tmp_path))
     assert Page(tmp_path).text == page.text
 
 
@@ -139,7 +140,7 @@ def test_a_picture_that_is_none_costs_only_itself(tmp_path: Path, content: bytes
     finished(tmp_path / "a.svs")
     finished(tmp_path / "b.svs")
     (tmp_path / "a.svs" / "overview.png").write_bytes(content)
-    write_report(tmp_path)
+    write_report(tmp_path, summary_rows(tmp_path))
     assert [tag for tag, _ in Page(tmp_path).tags].count("img") == 1
     assert len(Page(tmp_path).rows) == 3
 
@@ -147,14 +148,14 @@ def test_a_picture_that_is_none_costs_only_itself(tmp_path: Path, content: bytes
 def test_a_huge_picture_is_not_opened(tmp_path: Path) -> None:
     finished(tmp_path / "a.svs")
     Image.new("1", (9000, 9000)).save(tmp_path / "a.svs" / "overview.png")
-    write_report(tmp_path)
+    write_report(tmp_path, summary_rows(tmp_path))
     assert "img" not in [tag for tag, _ in Page(tmp_path).tags]
 
 
 def test_five_hundred_inputs(tmp_path: Path) -> None:
     for i in range(500):
         finished(tmp_path / f"group {i % 7}" / f"{i}.png", objects=i, size=(640, 300))
-    write_report(tmp_path)
+    write_report(tmp_path, summary_rows(tmp_path))
     page = Page(tmp_path)
     assert sorted(int(keys[2] or 0) for keys in page.keys[1:]) == list(range(500))
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
@@ -162,7 +163,7 @@ def test_five_hundred_inputs(tmp_path: Path) -> None:
 
 def test_a_foreign_report_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<!DOCTYPE html>\n<p>mine")
-    for write in (write_report, write_summary):
+    for write in (partial(write_report, rows=[]), write_summary):
         with pytest.raises(CdalError, match="did not write"):
             write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from cdal_engine.samples import HE_MPP
+
+if TYPE_CHECKING:
+    from cdal_engine.config import NetworkConfig
 
 
 @pytest.fixture
@@ -51,27 +54,21 @@ def docked(tiny_model: Path) -> Callable[[Any], Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_volume_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_volume_model(
+    tmp_path_factory: pytest.TempPathFactory, tiny_network: NetworkConfig
+) -> Path:
     """Folder of a small model of two classes in MRI volumes, with random weights; T = 2."""
     import torch
 
-    from cdal_engine.config import DiffusionConfig, ImageConfig, ModelConfig, NetworkConfig
+    from cdal_engine.config import DiffusionConfig, ImageConfig, ModelConfig
     from cdal_engine.model import Model, Networks
 
-    network = NetworkConfig(
-        widths=(8, 12),
-        denoiser_width=12,
-        denoiser_blocks=1,
-        detail_width=8,
-        latent_dim=4,
-        discriminator_widths=(8, 8, 8),
-    )
     image = ImageConfig(channels=1, mpp=None, normalisation="percentile", mean=(), std=())
     config = ModelConfig(
         target="classes",
         classes=("anterior", "posterior"),
         image=image,
-        network=network,
+        network=tiny_network,
         diffusion=DiffusionConfig(steps=2),
     )
     torch.manual_seed(1)

@@ -119,8 +119,7 @@ def _summarise(work: Work) -> bool:
     try:
         # One after another, so that the last of several runs that end together sees them all.
         with alone(work.out, wait=LEASE):
-            write_summary(work.out)
-            write_report(work.out)
+            write_report(work.out, write_summary(work.out))
     except CdalError as error:
         console.print(f"failed: {error}", markup=False, soft_wrap=True)
         return False

@@ -153,8 +153,8 @@ def summary_rows(out: Path) -> list[dict[str, str]]:
     return [_row(out, folder) for folder in _results_folders(out)]
 
 
-def write_summary(out: Path) -> None:
-    """Write summary.csv in `out`, a line an input, from the records below it.
+def write_summary(out: Path) -> list[dict[str, str]]:
+    """Write summary.csv in `out`, a line an input, from the records below it; return its rows.
 
     Raises
     ------
@@ -165,9 +165,11 @@ def write_summary(out: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _COLUMNS)
     writer.writeheader()
-    writer.writerows(summary_rows(out))
+    rows = summary_rows(out)
+    writer.writerows(rows)
     with writing(out):
         write_aside(out / SUMMARY, text.getvalue().encode("utf-8", "backslashreplace"))
+    return rows
 
 
 _COLUMNS = (

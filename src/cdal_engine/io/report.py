@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ from string import Template
 from urllib.parse import quote
 
 from .overview import small_overview
-from .records import REPORT, Record, check_summary, summary_rows, write_aside, writing
+from .records import REPORT, Record, check_summary, write_aside, writing
 
 __all__ = ["write_report"]
 
@@ -34,8 +35,14 @@ _COLUMNS = {  # heading and unit: what it is sorted by
 _NUMBERS = ("objects", "objects_per_mm2", "area_um2")  # with the least and most of the samples
 
 
-def write_report(out: Path) -> None:
-    """Write report.html in `out`, a row an input, from the records below it.
+def write_report(out: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write report.html in `out`, a row an input.
+
+    Parameters
+    ----------
+    out : Path
+    rows : sequence of dict
+        Of `records.summary_rows(out)`.
 
     Raises
     ------
@@ -43,7 +50,6 @@ def write_report(out: Path) -> None:
         If it cannot be written, or one is there that is not ours.
     """
     check_summary(out)
-    rows = summary_rows(out)
     script = _part("report.js")
     ended = Counter(row["status"] for row in rows)
     page = Template(_part("report.html")).substitute(

@@ -184,21 +184,9 @@ def evaluate(
     mpp: float | None = None,
     samples: int = 5,
     steps: int | None = None,
-    seed: int = 0,
-    tile_mode: str = "overlap",
-    instances: bool | None = None,
 ) -> Evaluation:
-    """Segment and score every pair; options as `Segmenter.segment`, `instances` as `score`."""
-    return evaluate_each(
-        segmenter,
-        pairs,
-        (steps,),
-        mpp=mpp,
-        samples=samples,
-        seed=seed,
-        tile_mode=tile_mode,
-        instances=instances,
-    )[0]
+    """Segment and score every pair; options as `Segmenter.segment`."""
+    return evaluate_each(segmenter, pairs, (steps,), mpp=mpp, samples=samples)[0]
 
 
 def evaluate_each(
@@ -215,7 +203,8 @@ def evaluate_each(
 ) -> list[Evaluation]:
     """Evaluate as `evaluate` once for each of `steps`, every pair being read once.
 
-    `on_image` is called with a pair's stem after each of its answers.
+    Options as `Segmenter.segment`, `instances` as `score`; `on_image` is called with a pair's stem
+    after each of its answers.
     """
     evaluations = [Evaluation() for _ in steps]
     for pair in pairs:
