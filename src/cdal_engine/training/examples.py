@@ -21,6 +21,7 @@ from .validation import answered
 __all__ = ["draw_examples"]
 
 _MANY = 4  # pictures
+_EDGE = 256  # pixels that a picture's longer edge has at least: slices of small volumes are enlarged
 _TRUTH, _MISSED, _WRONG = (0, 220, 90), (40, 90, 255), (255, 60, 0)
 
 
@@ -50,6 +51,8 @@ def draw_examples(
             (find_boundaries(truth, mode="inner"), _TRUTH),
         ):
             picture[where] = (picture[where] + np.array(colour)) // 2
+        larger = -(-_EDGE // max(picture.shape))
+        picture = picture.repeat(larger, axis=0).repeat(larger, axis=1)
         png = BytesIO()
         Image.fromarray(picture).save(png, "PNG")
         pictures.append(folder / f"{pair.stem}.png")
