@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import instances
 
-__all__ = ["SampleCounts", "count_samples", "counted"]
+__all__ = ["SampleCounts", "count_samples", "counted", "counted_classes"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,35 @@ def counted(
         "objects_per_mm2_interval": scaled(each, per_mm2),
         "agreement": None if np.isnan(mean) else mean,
     }
+
+
+def counted_classes(
+    classes: Iterable[tuple[str, int]],
+    samples: SampleCounts | None,
+    mpp: float | None,
+    area_mm2: float | None,
+) -> dict[str, Any]:
+    """`counted` of regions of classes, which are no objects to count; one class may have several.
+
+    Parameters
+    ----------
+    classes : iterable of tuple
+        Class and pixels of each region.
+    samples, mpp, area_mm2
+        As of `counted`.
+
+    Returns
+    -------
+    dict
+        With `class_area_um2`, of each class, where `mpp` is known.
+    """
+    pixels: dict[str, int] = {}
+    for name, area in classes:
+        pixels[name] = pixels.get(name, 0) + area
+    counts = counted(None, sum(pixels.values()), samples, mpp, area_mm2)
+    if mpp is None:
+        return counts
+    return counts | {"class_area_um2": {name: area * mpp**2 for name, area in pixels.items()}}
 
 
 def _interval(values: NDArray[np.int64]) -> list[int]:

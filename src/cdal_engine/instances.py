@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
+from skimage.measure import regionprops
 from skimage.segmentation import watershed
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "markers",
     "measure",
     "remove_small",
+    "solidity",
 ]
 
 Labels = NDArray[np.uint32]
@@ -174,6 +176,17 @@ def measure(
             objects[name] = mean(colour[:, i]).astype(np.float32)
         objects["haematoxylin"] = mean(_haematoxylin(colour)).astype(np.float32)
     return objects
+
+
+def solidity(labels: Labels, ids: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """Pixels (N,) of each object to those of its convex hull, as scikit-image counts them.
+
+    Some hundred times slower than all of `measure`.
+    """
+    wanted = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    wanted[ids] = ids
+    of = {region.label: region.solidity for region in regionprops(wanted[labels])}
+    return np.array([of[i] for i in ids.tolist()], np.float32)
 
 
 def _axes(

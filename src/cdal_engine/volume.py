@@ -34,8 +34,8 @@ def check_takes_volumes(config: ModelConfig) -> None:
     if not config.takes_volumes:
         raise CdalError(
             "the model is not one for volumes",
-            "they need image: {channels: 1, mpp: null, normalisation: percentile, mean: [], "
-            "std: []} and target binary or classes",
+            "choose one, see `cdal models list`, or train one with image: {channels: 1, mpp: null, "
+            "normalisation: percentile, mean: [], std: []} and target binary or classes",
         )
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cdal_engine.batch import run
-from cdal_engine.batch.run import Input, Parameters, check_source, run_one
+from cdal_engine.batch.opened import check_source
+from cdal_engine.batch.run import Input, Parameters, run_one
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.levels import Level, best_level, downsample, levels_of

@@ -16,17 +16,21 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+import torch
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.measure import regionprops
 
+from cdal_engine.batch.opened import Opened, check_source
 from cdal_engine.batch.provenance import Earlier, Input, Parameters
-from cdal_engine.batch.run import check_source
-from cdal_engine.batch.slide import segment_slide
+from cdal_engine.batch.slide import SlideJob, segment_slide
+from cdal_engine.config import DiffusionConfig, ModelConfig, NetworkConfig
+from cdal_engine.errors import Cancelled
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.regions import read_regions
-from cdal_engine.model import Model
-from cdal_engine.segmenter import Segmenter
+from cdal_engine.model import Model, Networks
+from cdal_engine.segmenter import Progress, Segmenter
 
 MODEL = "nuclei-he"  # an answer with objects
 PLAIN = Parameters(samples=2, tissue=False, save=("labels", "table", "geojson", "overview"))
@@ -35,8 +39,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from cdal_engine.batch.provenance import Earlier, Input, Parameters
-from cdal_engine.batch.run import check_source
-from cdal_engine.batch.slide import segment_slide
+from cdal_engine.batch.opened import Opened, check_source
+from cdal_engine.batch.slide import SlideJob, segment_slide
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 
@@ -45,7 +49,8 @@ segmenter = Segmenter(Model.load(model), "cpu", 64)
 save = ("labels", "table", "geojson", "overview", *sys.argv[5:])
 parameters = Parameters(samples=2, save=save)
 found = check_source(slide, segmenter, parameters)
-segment_slide(Input(slide, folder), *found, segmenter, parameters, Earlier(), block=block)
+opened = Opened(Input(slide, folder), *found, segmenter, parameters, Earlier())
+segment_slide(SlideJob(opened, block))
 """
 
 
@@ -73,11 +78,12 @@ def run(
     parameters: Parameters = PLAIN,
     tile: int = 256,
     block: int = 256,
+    progress: Progress | None = None,
 ) -> dict:
     segmenter = Segmenter(Model.load(model), "cpu", tile)
     found = check_source(slide, segmenter, parameters)
-    item = Input(slide, folder)
-    return segment_slide(item, *found, segmenter, parameters, Earlier(), block=block)
+    opened = Opened(Input(slide, folder), *found, segmenter, parameters, Earlier())
+    return segment_slide(SlideJob(opened, block), progress)
 
 
 def labels_of(folder: Path) -> NDArray:
@@ -188,8 +194,8 @@ def test_killed_at_any_moment_it_ends_the_same(
         lambda: len(list(blocks.glob("maps/*"))) > 0,
         lambda: len(list(blocks.glob("objects/*"))) > 2,
         lambda: len(list(blocks.glob("objects/*"))) > 7,
-        lambda: (blocks / "results").is_dir(),
-        lambda: (blocks / "results" / "labels.ome.zarr").is_dir(),
+        lambda: any(blocks.glob("results-*")),
+        lambda: any(blocks.glob("results-*/labels.ome.zarr")),
         lambda: (folder / "objects.parquet").exists() or (folder / "run.json").exists(),
     ]
     for moment in moments:
@@ -327,6 +333,91 @@ def regions_file(tmp_path: Path) -> Callable[[list], Path]:
         return path
 
     return write
+
+
+def test_solidity_where_it_is_asked_for(slide: Path, tmp_path: Path) -> None:
+    """As scikit-image has it of the whole, though blocks cut objects; a column comes and stays."""
+    folder = tmp_path / "out"
+    run(slide, folder, MODEL, FAST)
+    assert "solidity" not in pq.read_table(folder / "objects.parquet").column_names
+    run(slide, folder, MODEL, replace(FAST, save=(*FAST.save, "solidity")), block=128, tile=128)
+    table = pq.read_table(folder / "objects.parquet").to_pydict()
+    expected = {r.label: r.solidity for r in regionprops(labels_of(folder).astype(int))}
+    assert len(expected) > 100
+    assert min(expected.values()) < 0.9
+    np.testing.assert_allclose(
+        table["solidity"], [expected[label] for label in table["label"]], rtol=1e-6
+    )
+
+
+def test_classes_of_a_slide(scan: NDArray, classes_model: Path, tmp_path: Path) -> None:
+    """A row and an outline for each class and block, told apart; areas do not depend on blocks."""
+    slide = write_slide(tmp_path / "a.tif", scan[700:800, 1150:1290], mpp=0.25)
+    records = {
+        block: run(slide, tmp_path / f"{block}", classes_model, PLAIN, tile=64, block=block)
+        for block in (64, 4096)
+    }
+    for block, record in records.items():
+        folder = tmp_path / f"{block}"
+        parquet = pq.ParquetFile(folder / "objects.parquet")
+        groups = [parquet.read_row_group(i).to_pydict() for i in range(parquet.num_row_groups)]
+        assert len(groups) == (6 if block == 64 else 1)
+        assert all(len(set(group["label"])) == len(group["label"]) <= 2 for group in groups)
+        labels = labels_of(folder)
+        areas = {name: (labels == i).sum() * 0.25**2 for i, name in ((1, "gland"), (2, "stroma"))}
+        assert record["counts"]["class_area_um2"] == pytest.approx(areas)
+        assert record["counts"]["objects"] is None
+        features = orjson.loads((folder / "objects.geojson").read_bytes())["features"]
+        assert len({feature["id"] for feature in features}) == len(features)
+        rows = [row for group in groups for row in zip(group["label"], group["class"], strict=True)]
+        shown = [
+            (f["properties"]["measurements"]["label"], f["properties"]["classification"]["name"])
+            for f in features
+        ]
+        assert shown == rows
+        assert set(rows) == {(1, "gland"), (2, "stroma")}
+    np.testing.assert_array_equal(labels_of(tmp_path / "64"), labels_of(tmp_path / "4096"))
+    assert records[64]["counts"] == records[4096]["counts"]
+
+
+@pytest.fixture
+def classes_model(tmp_path: Path, tiny_network: NetworkConfig) -> Path:
+    config = ModelConfig(
+        target="classes",
+        classes=("gland", "stroma"),
+        network=tiny_network,
+        diffusion=DiffusionConfig(steps=2),
+    )
+    torch.manual_seed(0)
+    Model.save(tmp_path / "classes", config, Networks(config))
+    return tmp_path / "classes"
+
+
+def test_stopped_while_merging_it_goes_on_from_there(
+    slide: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """No block is done again, and nothing half-written is taken for a result."""
+    whole, folder = tmp_path / "whole", tmp_path / "out"
+    run(slide, whole, tiny_model)
+    calls: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> bool:
+        calls.append((done, total))
+        return not list((folder / ".cdal-blocks").glob("results-*/labels.ome.zarr"))
+
+    with pytest.raises(Cancelled):
+        run(slide, folder, tiny_model, progress=stop)
+    assert [path.name for path in folder.iterdir()] == [".cdal-blocks"]
+    assert not list((folder / ".cdal-blocks").glob("results-*"))
+    calls.clear()
+
+    def watch(done: int, total: int) -> bool:
+        calls.append((done, total))
+        return True
+
+    run(slide, folder, tiny_model, progress=watch)
+    assert set(calls) == {(1, 1)}
+    assert contents(folder) == contents(whole)
 
 
 PEAK = """

@@ -16,6 +16,7 @@ from ..blocks import BlockObjects, decode_block
 from ..config import ModelConfig
 from ..device import memory_reported
 from ..inference import Inference, Maps
+from ..instances import solidity
 from ..io.source import Source
 from ..memory import fitting
 from ..objects import entropy, measured
@@ -24,7 +25,7 @@ from ..segmenter import Segmenter
 from ..tiling import Box, Tile, hull, seen_from, within
 from .area import Area
 from .plan import Block, Plan
-from .scratch import Scratch
+from .scratch import BlockFiles
 
 __all__ = ["BlockTask", "Pixels"]
 
@@ -163,7 +164,7 @@ class BlockTask:
         empty = Maps.empty(self.config.label_channels, inference.samples, (0, 0), *kinds)
         return self.stored(empty, (slice(0, 0), slice(0, 0)))
 
-    def objects(self, block: Block, scratch: Scratch) -> tuple[Arrays, Arrays]:
+    def objects(self, block: Block, scratch: BlockFiles) -> tuple[Arrays, Arrays]:
         """Find and measure the objects that a block owns, from its maps and its neighbours'.
 
         Returns
@@ -193,6 +194,8 @@ class BlockTask:
             own=count,
             where=where,
         )
+        if "solidity" in self.save:
+            columns["solidity"] = solidity(found.labels, columns["label"])
         for axis, name in enumerate("yx"):
             for key in (name, f"{name}0", f"{name}1"):
                 columns[key] = columns[key] + box[axis].start
@@ -209,7 +212,7 @@ class BlockTask:
         return labels, columns
 
     def _found(
-        self, block: Block, scratch: Scratch, core: Box, counts: NDArray[np.bool_]
+        self, block: Block, scratch: BlockFiles, core: Box, counts: NDArray[np.bool_]
     ) -> BlockObjects:
         """The objects that a block owns and that count; of target `classes`, its regions."""
         if self.config.target == "classes":
@@ -236,25 +239,25 @@ class BlockTask:
         """As `targets.decode` takes it."""
         return None if self.config.image.mpp is None else self.mpp
 
-    def _mean(self, scratch: Scratch, block: Block, box: Box) -> NDArray[np.float32]:
+    def _mean(self, scratch: BlockFiles, block: Block, box: Box) -> NDArray[np.float32]:
         """Mean probabilities (K, h, w) of all label channels."""
         parts = self._patch(scratch, block, "parts", box)
         if self.config.label_channels == 1:
             return parts
         return np.concatenate([1 - parts.sum(axis=0, keepdims=True), parts])
 
-    def _colours(self, scratch: Scratch, block: Block, box: Box) -> NDArray[np.uint8] | None:
+    def _colours(self, scratch: BlockFiles, block: Block, box: Box) -> NDArray[np.uint8] | None:
         if "colours" not in scratch.maps(block):
             return None
         return np.moveaxis(self._patch(scratch, block, "colours", box), 0, -1)
 
-    def _masks(self, scratch: Scratch, block: Block, box: Box) -> NDArray[np.bool_]:
+    def _masks(self, scratch: BlockFiles, block: Block, box: Box) -> NDArray[np.bool_]:
         if self.inference.samples == 1:
             return np.zeros((0, *(s.stop - s.start for s in box)), bool)
         packed = self._patch(scratch, block, "masks", box)
         return np.unpackbits(packed, axis=0, count=self.inference.samples).view(bool)
 
-    def _patch(self, scratch: Scratch, block: Block, key: str, box: Box) -> NDArray[Any]:
+    def _patch(self, scratch: BlockFiles, block: Block, key: str, box: Box) -> NDArray[Any]:
         """A box of a map, from a block's and its neighbours' files; 0 where there are none."""
         own = scratch.maps(block)[key]
         patch = np.zeros((len(own), *(s.stop - s.start for s in box)), own.dtype)

@@ -1,33 +1,34 @@
-"""Inputs on the workers of a dask cluster: an input a task, one task at a time on a worker."""
+"""Inputs on the workers of a dask cluster, one task at a time on a worker.
+
+A task is an input or, of a large slide, what is to be done of one block: see `shared`.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dask
 import distributed
-import torch
 from dask.system import CPU_COUNT
-from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin, get_worker
+from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.security import Security
 
 from .. import __version__
 from ..errors import CdalError, DiskFull
-from ..model import Model
-from ..segmenter import Segmenter
-from .provenance import Input, Parameters
-from .run import Outcome, attempt, in_rounds
+from ..segmenter import Progress
+from .provenance import Input, Parameters, Record, circumstances
+from .run import Outcome, Sharing, failed, in_rounds
+from .shared import SharedSlide, Step, StepDone, share
+from .workers import Loaded, Loading, Run, input_task, loaded_by, step_task
 
 __all__ = ["RESOURCE", "Loading", "cluster_at", "local_cluster", "run_on"]
 
@@ -39,55 +40,6 @@ _LOST = "what is finished is kept: start it again, and run the same command to g
 _log = logging.getLogger(__name__)
 if not _log.isEnabledFor(logging.DEBUG):  # a lost connection is reported in a line
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-
-
-@dataclass(frozen=True)
-class Loading:
-    """What a worker loads, once; `local` workers are this command's own, numbered from 0."""
-
-    model: str
-    device: str
-    tile: int | None
-    local: bool = False
-
-    def on_worker(self, name: Any) -> Segmenter:
-        """Load the model; of several GPUs the one that belongs to a local worker's number."""
-        device, gpus = self.device, torch.cuda.device_count()
-        if self.local and gpus > 1 and device in ("auto", "cuda"):
-            device = f"cuda:{int(name) % gpus}"
-        return Segmenter(Model.load(self.model), device, self.tile)
-
-
-class _Loaded(WorkerPlugin):
-    """The model on a worker, and whether its run has been ended."""
-
-    def __init__(self, loading: Loading) -> None:
-        self.loading = loading
-
-    def setup(self, worker: Any) -> None:
-        self.ended = threading.Event()
-        self.problem = ""
-        if self.loading.local:  # Ctrl-C reaches every process of a terminal: the command ends them
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
-        torch.set_num_threads(worker.state.nthreads)
-        try:
-            self.segmenter = self.loading.on_worker(worker.name)
-        except CdalError as error:  # told by the check before the first input
-            self.problem = str(error)
-
-    def teardown(self, worker: Any) -> None:
-        self.ended.set()
-
-    def state(self, out: Path, digest: str) -> str:
-        """What is wrong here; empty if nothing is."""
-        if self.problem:
-            return self.problem
-        if not out.is_dir():
-            return f"{out} is no folder there; the paths must be the same on every machine"
-        if self.segmenter.model.digest != digest:
-            return f"model {self.loading.model!r} is another one there"
-        return ""
 
 
 @contextmanager
@@ -148,6 +100,8 @@ def run_on(
     out: Path,
     parameters: Parameters,
     restart: bool = False,
+    sharing: Sharing | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Outcome]:
     """Segment each input on some worker and yield how it ended, as they end.
 
@@ -163,6 +117,9 @@ def run_on(
     parameters : Parameters
     restart : bool
         As of `run`.
+    sharing : Sharing, optional
+    progress : callable, optional
+        Of the blocks of a slide that workers share.
 
     Raises
     ------
@@ -170,12 +127,13 @@ def run_on(
         If the workers are not as they must be, or all are gone, or the disk is full.
     """
     name = f"cdal-{secrets.token_hex(8)}"  # several runs may use one cluster
+    run = Run(name, parameters, restart, sharing or Sharing())
     inputs = [replace(item, folder=Path(os.path.abspath(item.folder))) for item in inputs]
     try:
-        _load(client, name, loading, digest, Path(os.path.abspath(out)))
+        alike = _load(client, name, loading, digest, Path(os.path.abspath(out)))
 
         def one_round(items: Iterable[Input], wait: float) -> Iterator[Outcome]:
-            return _Window(client, name).run(items, parameters, restart, wait)
+            return _Window(client, run, alike, wait, progress).outcomes(items)
 
         yield from in_rounds(inputs, one_round)
     finally:
@@ -185,8 +143,11 @@ def run_on(
                 client.unregister_worker_plugin(name)
 
 
-def _load(client: Client, name: str, loading: Loading, digest: str, out: Path) -> None:
-    """Have each worker load the model; refuse workers that could not do the work."""
+def _load(client: Client, name: str, loading: Loading, digest: str, out: Path) -> bool:
+    """Have each worker load the model; refuse workers that could not do the work.
+
+    Returns whether there are several, all of which answer with the same bits.
+    """
     if not _workers(client):
         count = len(client.scheduler_info(n_workers=-1)["workers"])
         raise CdalError(
@@ -194,7 +155,7 @@ def _load(client: Client, name: str, loading: Loading, digest: str, out: Path) -
             f"start each with `dask worker ADDRESS --resources {RESOURCE}=1`",
         )
     try:
-        client.register_plugin(_Loaded(loading), name=name)
+        client.register_plugin(Loaded(loading), name=name)
         states = client.run(_state, name, out, digest, workers=_workers(client))
     except Exception as error:  # what a worker raises when it cannot even import this
         _log.debug("workers", exc_info=True)
@@ -202,10 +163,12 @@ def _load(client: Client, name: str, loading: Loading, digest: str, out: Path) -
             f"the workers cannot run this: {type(error).__name__}: {error}",
             f"install napari-cdal {__version__} and the same Python packages on each",
         ) from None
-    wrong = {worker: state for worker, state in states.items() if state}
+    wrong = {worker: state for worker, (state, _) in states.items() if state}
     if wrong:
         each = "; ".join(f"{worker}: {state}" for worker, state in wrong.items())
         raise CdalError(f"{len(wrong)} of {len(states)} workers cannot work: {each}")
+    found = [circumstances for _, circumstances in states.values()]
+    return len(found) > 1 and all(each == found[0] for each in found)
 
 
 def _workers(client: Client) -> list[str]:
@@ -214,50 +177,74 @@ def _workers(client: Client) -> list[str]:
     return [a for a, worker in workers.items() if worker["resources"].get(RESOURCE, 0) >= 1]
 
 
-def _state(name: str, out: Path, digest: str, dask_worker: Any) -> str:
-    return _loaded(dask_worker, name).state(out, digest)
+def _state(name: str, out: Path, digest: str, dask_worker: Any) -> tuple[str, Record]:
+    """What is wrong with a worker, and what its answers' bits depend on."""
+    loaded = loaded_by(dask_worker, name)
+    state = loaded.state(out, digest)
+    return state, {} if state else circumstances(loaded.segmenter)
 
 
-def _loaded(worker: Any, name: str) -> _Loaded:
-    loaded: _Loaded = worker.plugins[name]
-    return loaded
+@dataclass(eq=False)
+class _Slide:
+    """A slide that workers share; `held` is closed when it has ended."""
+
+    item: Input
+    key: str
+    steps: SharedSlide
+    held: ExitStack
 
 
-def _task(name: str, item: Input, parameters: Parameters, restart: bool, wait: float) -> Outcome:
-    """What a worker does: one input, whose outcome is small enough to send."""
-    loaded = _loaded(get_worker(), name)
+@dataclass(frozen=True)
+class _Task:
+    """What is under way: an input, or a step of a slide."""
 
-    def go_on(done: int, total: int) -> bool:
-        return not loaded.ended.is_set()
-
-    return attempt(item, loaded.segmenter, parameters, restart, wait, go_on)
+    item: Input
+    slide: _Slide | None = None
+    step: Step | None = None
 
 
 class _Window:
-    """As many inputs under way as there are workers: no more wait at a worker that may die."""
+    """As many tasks under way as there are workers: no more wait at a worker that may die.
 
-    def __init__(self, client: Client, name: str) -> None:
-        self._client, self._name = client, name
-        self._under_way: dict[Future[Outcome], Input] = {}
+    Parameters
+    ----------
+    client : distributed.Client
+    run : Run
+    share : bool
+        Whether large slides are shared.
+    wait, progress
+        Of `attempt` and `run_on`.
+    """
+
+    def __init__(
+        self, client: Client, run: Run, share: bool, wait: float, progress: Progress | None
+    ) -> None:
+        self._client, self._run, self._share, self._wait = client, run, share, wait
+        self._progress = progress
+        self._under_way: dict[Future[Any], _Task] = {}
+        self._slides: list[_Slide] = []
         self._seen = time.monotonic()  # when there were workers
 
-    def run(
-        self, items: Iterable[Input], parameters: Parameters, restart: bool, wait: float
-    ) -> Iterator[Outcome]:
+    def outcomes(self, items: Iterable[Input]) -> Iterator[Outcome]:
+        """Segment inputs and yield how they ended."""
         left = iter(items)
         try:
             while True:
                 for _ in range(self._room()):
-                    item = next(left, None)
-                    if item is not None:
-                        self._submit(item, parameters, restart, wait)
+                    task = self._next(left)
+                    if task is not None:
+                        self._submit(task)
                 if not self._under_way:
                     return
                 for future in self._ended():
-                    yield self._outcome(future)
+                    outcome = self._outcome(future, self._under_way.pop(future))
+                    if outcome is not None:
+                        yield outcome
         finally:
             if self._under_way:
                 self._client.cancel(list(self._under_way), force=True)
+            for slide in self._slides:
+                slide.held.close()
 
     def _room(self) -> int:
         if self._client.status != "running":
@@ -270,39 +257,85 @@ class _Window:
         # At least one: workers may be on their way back.
         return max(workers, 1) - len(self._under_way)
 
-    def _submit(self, item: Input, parameters: Parameters, restart: bool, wait: float) -> None:
+    def _next(self, left: Iterator[Input]) -> _Task | None:
+        """A step of a slide that was begun, or else the next input."""
+        for slide in self._slides:
+            step = slide.steps.next_step()
+            if step is not None:
+                return _Task(slide.item, slide, step)
+        item = next(left, None)
+        return None if item is None else _Task(item)
+
+    def _submit(self, task: _Task) -> None:
+        work: tuple[Any, ...] = (input_task, self._run, task.item, self._wait, self._share)
+        if task.slide is not None:
+            slide = task.slide
+            work = (step_task, self._run, task.item, slide.key, slide.steps.identity, task.step)
         future = self._client.submit(
-            _task,
-            self._name,
-            item,
-            parameters,
-            restart,
-            wait,
-            key=f"{item.path.name}-{secrets.token_hex(8)}",
+            *work,
+            key=f"{task.item.path.name}-{secrets.token_hex(8)}",
             resources={RESOURCE: 1},
             pure=False,
         )
-        self._under_way[future] = item
+        self._under_way[future] = task
 
-    def _ended(self) -> list[Future[Outcome]]:
+    def _ended(self) -> list[Future[Any]]:
         """Wait until some task has ended, but no longer than a look takes."""
         with suppress(TimeoutError, CancelledError):  # cancelled: the connection is lost
             distributed.wait(list(self._under_way), _LOOK, "FIRST_COMPLETED")
         return [future for future in self._under_way if future.done()]
 
-    def _outcome(self, future: Future[Outcome]) -> Outcome:
-        item = self._under_way.pop(future)
+    def _outcome(self, future: Future[Any], task: _Task) -> Outcome | None:
+        """How an input ended; None if it has not."""
         if future.status == "cancelled":
             raise CdalError("the connection to the dask scheduler was lost", _LOST)
         try:
-            outcome: Outcome = future.result()
+            found = future.result()
+            if task.slide is not None and task.slide in self._slides:
+                return self._stepped(task.slide, task.step, found)
+            return self._begun(found) if isinstance(found, Outcome) else None
         except DiskFull:
             raise
+        except CdalError as error:
+            failure = error
         except KilledWorker as error:
             reason = f"{error.allowed_failures + 1} workers died while working on it"
-            remedy = "look at their logs; memory may not suffice: use fewer workers"
-            return Outcome(item, error=CdalError(reason, remedy, item.path))
+            failure = CdalError(
+                reason, "look at their logs; memory may not suffice: use fewer workers"
+            )
         except Exception as error:
             reason = f"its worker failed: {type(error).__name__}: {error}"
-            return Outcome(item, error=CdalError(reason, "look at its log", item.path))
+            failure = CdalError(reason, "look at its log")
+        if task.slide is None:
+            return Outcome(task.item, error=failure.at(task.item.path))
+        if task.slide not in self._slides:  # it failed before
+            return None
+        outcome = failed(task.item, failure)
+        self._end(task.slide)
         return outcome
+
+    def _begun(self, outcome: Outcome) -> Outcome | None:
+        """Share a slide that the worker which opened it found large."""
+        if outcome.shared is None:
+            return outcome
+        held, item = ExitStack(), outcome.input
+        steps = held.enter_context(share(item, outcome.shared))
+        if steps is None:
+            held.close()
+            return Outcome(item, held=True)
+        self._slides.append(_Slide(item, secrets.token_hex(8), steps, held))
+        return None
+
+    def _stepped(self, slide: _Slide, step: Step | None, done: StepDone) -> Outcome | None:
+        assert step is not None
+        record = slide.steps.ended(step, done)
+        if record is None:
+            if self._progress is not None:
+                self._progress(*slide.steps.finished)
+            return None
+        self._end(slide)
+        return Outcome(slide.item, run=record)
+
+    def _end(self, slide: _Slide) -> None:
+        self._slides.remove(slide)
+        slide.held.close()

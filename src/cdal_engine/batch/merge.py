@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..counts import SampleCounts, counted
+from ..counts import SampleCounts, counted, counted_classes
 from ..io.geojson import GeoJsonWriter
 from ..io.ome_zarr import Pyramid, labels_pyramid, maps_pyramid
 from ..io.overview import write_overview
@@ -24,7 +24,7 @@ from ..preparation import rgb8
 from ..tiling import seen_from
 from .block import BlockTask
 from .plan import Block
-from .scratch import Scratch
+from .scratch import BlockFiles
 
 __all__ = ["Merge"]
 
@@ -43,36 +43,50 @@ class Merge:
     Attributes
     ----------
     task : BlockTask
-    scratch : Scratch
+    scratch : BlockFiles
     folder : Path
         Empty, for the files.
     mpp : float or None
         Micrometres per level-0 pixel.
+    go_on : callable
+        Called at each block; raises to stop.
     """
 
     task: BlockTask
-    scratch: Scratch
+    scratch: BlockFiles
     folder: Path
     mpp: float | None
+    go_on: Callable[[], None]
 
     @cached_property
     def counts(self) -> dict[str, Any]:
         """See `counts.counted`; the area is that of what counts of the slide."""
-        foreground = pixels = 0
-        agreement = [np.zeros(0, np.float32)]
+        pixels = 0
+        regions: list[tuple[str, int]] = []
+        areas, agreement = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         samples = SampleCounts(np.zeros(1, np.int64), np.zeros(1, np.int64))
         several = self.task.inference.samples > 1
         for block in self.task.plan.blocks:
-            found = self.scratch.read("objects", block, "area_px", "agreement")
-            foreground += int(found["area_px"].sum())
+            found = self.scratch.read("objects", block, "class", "area_px", "agreement")
+            areas.append(found["area_px"])
             agreement.append(found["agreement"])
+            if self._classes:
+                sizes = zip(found["class"].tolist(), found["area_px"].tolist(), strict=True)
+                regions.extend(sizes)
             pixels += int(self.scratch.read("labels", block, "counted")["counted"])
             if several:
                 samples += SampleCounts(**self.scratch.read("labels", block, "objects", "area"))
         mpp = None if self.mpp is None else self.task.area.pixel * self.mpp
         area = None if mpp is None else pixels * (mpp / 1000) ** 2
         every, known = np.concatenate(agreement), samples if several else None
-        return counted(len(every), foreground, known, mpp, area, every)
+        if self._classes:
+            return counted_classes(regions, known, mpp, area)
+        return counted(len(every), int(np.concatenate(areas).sum()), known, mpp, area, every)
+
+    @property
+    def _classes(self) -> bool:
+        """Whether what is found are regions of classes, cut where blocks end."""
+        return self.task.config.target == "classes"
 
     def write(self, save: tuple[str, ...], picture: NDArray[np.generic]) -> None:
         """Write what is asked for; `picture` is the slide's, for the overview."""
@@ -88,19 +102,24 @@ class Merge:
                 shutil.rmtree(self.folder / "labels.ome.zarr")
         self._write_maps(save)
 
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.task.plan.blocks:
+            self.go_on()
+            yield block
+
     @cached_property
     def _ids(self) -> dict[Block, int]:
         """What to add to the ids in each block; classes keep theirs."""
         ids, before = {}, 0
         for block in self.task.plan.blocks:
             ids[block] = before
-            if self.task.config.target != "classes":
+            if not self._classes:
                 before += len(self.scratch.read("objects", block, "label")["label"])
         return ids
 
     def _columns(self) -> Iterator[tuple[Block | None, Columns]]:
         """Each block's objects; of a slide without blocks, none."""
-        for block in self.task.plan.blocks:
+        for block in self._blocks():
             columns = self.scratch.read("objects", block)
             columns["label"] = (columns["label"] + self._ids[block]).astype(np.uint32)
             yield block, columns
@@ -109,7 +128,10 @@ class Merge:
             labels, inside = nothing[0].astype(np.uint32), nothing.astype(np.float32)
             image = self.task.config.image
             colours = rgb8(torch.zeros(image.channels, 1, 1), image)
-            yield None, measured(labels, inside, nothing, colours, self.task.config, None)[0]
+            columns = measured(labels, inside, nothing, colours, self.task.config, None)[0]
+            if "solidity" in self.task.save:
+                columns["solidity"] = np.zeros(0, np.float32)
+            yield None, columns
 
     def _write_table(self) -> None:
         shape, pixel = self.task.source.shape, self.task.area.pixel
@@ -124,7 +146,8 @@ class Merge:
             for block, columns in self._columns():
                 if block is not None:
                     labels, corner = self._whole_objects(block)
-                    outlines.add(labels, columns, corner)
+                    part = f"@{block.row}-{block.column}" if self._classes else ""
+                    outlines.add(labels, columns, corner, part)
 
     def _whole_objects(self, block: Block) -> tuple[Labels, tuple[int, int]]:
         """Labels of the objects a block owns, and where they start in the grid."""
@@ -157,7 +180,7 @@ class Merge:
 
     def _write_labels(self) -> Pyramid:
         pyramid = labels_pyramid(self.folder / "labels.ome.zarr", self.task.plan.size)
-        for block in self.task.plan.blocks:
+        for block in self._blocks():
             pyramid.write(self.task.plan.box(block), self._labels(block))
         pyramid.finish(self.task.mpp, self._offset)
         return pyramid
@@ -183,7 +206,7 @@ class Merge:
         if not names:
             return
         pyramid = maps_pyramid(self.folder / "maps.ome.zarr", names, self.task.plan.size)
-        for block in self.task.plan.blocks:
+        for block in self._blocks():
             maps = chosen_maps(self.scratch.maps(block), save)
             pyramid.write(self.task.plan.box(block), np.stack(list(maps.values())))
         pyramid.finish(self.task.mpp, self._offset)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..counts import counted
+from ..counts import counted, counted_classes
 from ..device import peak_memory_mb
 from ..errors import CdalError
 from ..io.discovery import files_of
@@ -27,6 +27,7 @@ __all__ = [
     "Input",
     "Parameters",
     "Resolution",
+    "circumstances",
     "earlier_run",
     "identity",
     "identity_of",
@@ -49,6 +50,7 @@ _PACKAGES = (
 )
 Record = dict[str, Any]
 MAPS = frozenset({"probability", "uncertainty", "attention", "samples"})
+_COLUMNS = frozenset({"solidity"})  # of the table, where asked for
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,12 @@ def _answer(parameters: Parameters) -> Record:
 
 def identity(item: Input, segmenter: Segmenter, parameters: Parameters) -> Record:
     """All that decides the bits of a slide's blocks."""
+    kept = (MAPS | _COLUMNS) & set(parameters.save)
     return {
         "input": {key: value for key, value in identity_of(item.path).items() if key != "path"},
         "model": segmenter.model.digest,
-        "parameters": _answer(parameters) | {"maps": sorted(MAPS & set(parameters.save))},
-        **_circumstances(segmenter),
+        "parameters": _answer(parameters) | {"maps": sorted(kept)},
+        **circumstances(segmenter),
     }
 
 
@@ -173,22 +176,25 @@ def earlier_run(
     """What stays of an earlier run, and what to write so that the folder holds one answer.
 
     Its files stay if nothing that decides their bits changed and none is missing; the maps lie in
-    one file, so that all of them are written if one is.
+    one file, so that all of them are written if one is, and so do the columns of the table.
     """
     before, asked = same(item, segmenter, parameters), set(parameters.save)
     if before is None:
         return Earlier(), asked
     had = set(before["parameters"].get("save", ()))
-    now = _circumstances(segmenter)
+    now = circumstances(segmenter)
     stays = all(before.get(key) == value for key, value in now.items()) and all(
         (item.folder / name).exists() for name in before.get("files", ())
     )
     if not stays:
         return Earlier(), asked | had
-    return Earlier(frozenset(had), True), asked | (had & MAPS if asked & MAPS else set())
+    again = (had & MAPS if asked & MAPS else set()) | (
+        had & _COLUMNS if "table" in asked else set()
+    )
+    return Earlier(frozenset(had), True), asked | again
 
 
-def _circumstances(segmenter: Segmenter) -> Record:
+def circumstances(segmenter: Segmenter) -> Record:
     """What may change an answer's bits, beside what decides the answer."""
     return {
         "version": __version__,
@@ -213,7 +219,7 @@ def record_of(
     facts = {"reader": source.reader, "kind": source.kind, "shape": list(source.shape)}
     level = {"level": resolution.level, "downsample": source.levels[resolution.level].step}
     return {
-        **_circumstances(segmenter),
+        **circumstances(segmenter),
         "input": identity_of(item.path) | facts | level,
         "model": {"name": model.name, "digest": model.digest, "target": model.config.target},
         "parameters": _answer(parameters) | {"save": sorted({*parameters.save, *earlier.saved})},
@@ -229,12 +235,19 @@ def record_of(
     }
 
 
-def result_counts(source: Source, resolution: Resolution, result: Segmentation) -> Record:
+def result_counts(
+    source: Source, resolution: Resolution, result: Segmentation, target: str
+) -> Record:
     """Counts and areas of an image; of a volume, cubic millimetres of each class."""
     (height, width), mpp = source.shape[:2], resolution.mpp
     if source.affine is None:
         area = None if mpp is None else height * width * (mpp / 1000) ** 2
         foreground = int((result.labels > 0).sum())
+        if target == "classes":
+            kinds = zip(
+                result.objects["class"].tolist(), result.objects["area_px"].tolist(), strict=True
+            )
+            return counted_classes(kinds, result.counts, mpp, area)
         agreement = result.objects["agreement"]
         return counted(len(agreement), foreground, result.counts, mpp, area, agreement)
     voxel = abs(float(np.linalg.det(source.affine[:3, :3])))

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,35 +15,26 @@ from numpy.typing import NDArray
 
 from ..device import is_out_of_memory, out_of_memory
 from ..errors import Cancelled, CdalError, DiskFull
-from ..io.discovery import open_source
-from ..io.levels import best_level
 from ..io.records import forget_failure, read_run, write_failure
 from ..io.results import ResultsFolder, discard_unfinished
-from ..io.source import Source, check_size
 from ..segmenter import Progress, Segmentation, Segmenter
-from ..volume import check_takes_volumes, segment_volume
+from ..volume import segment_volume
 from .lock import LEASE, alone
-from .provenance import (
-    MAPS,
-    Input,
-    Parameters,
-    Record,
-    Resolution,
-    earlier_run,
-    is_finished,
-    record_of,
-    result_counts,
-)
+from .opened import Opened, open_input
+from .plan import BLOCK
+from .provenance import Input, Parameters, Record, is_finished, result_counts
 from .scratch import forget_blocks
-from .slide import check_extent, segment_slide
+from .shared import Shared
+from .slide import SlideJob, segment_slide
 
 __all__ = [
     "Input",
     "Outcome",
     "Parameters",
+    "Sharing",
     "attempt",
     "check_options",
-    "check_source",
+    "failed",
     "in_rounds",
     "input_folders",
     "run",
@@ -55,13 +46,30 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one input ended: exactly one of `run`, `error`, `already` and `held` is set."""
+    """How one input ended: exactly one of what follows `input` is set."""
 
     input: Input
     run: Record | None = None
     error: CdalError | None = None
     already: bool = False
     held: bool = False  # another run is working on it
+    shared: Shared | None = None  # it has not: workers are to share it
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which slides workers share.
+
+    Attributes
+    ----------
+    least : int
+        Blocks of the smallest.
+    block : int
+        About the edge of a block, in pixels; no object depends on it.
+    """
+
+    least: int = 100
+    block: int = BLOCK
 
 
 def input_folders(paths: Iterable[Path], out: Path, root: Path | None = None) -> list[Input]:
@@ -159,8 +167,11 @@ def attempt(
     restart: bool = False,
     wait: float = 0.0,
     progress: Progress | None = None,
+    sharing: Sharing | None = None,
 ) -> Outcome:
     """Segment one input, whatever may happen; `wait` is of `lock.alone`, the rest of `run`.
+
+    With `sharing` a slide may be left to `shared.SharedSlide` instead.
 
     Raises
     ------
@@ -174,7 +185,8 @@ def attempt(
             if not ours:
                 return Outcome(item, held=True)
             # What another run has just finished is not done again.
-            return _turn(item, segmenter, parameters, restart and not wait, progress)
+            again = restart and not wait
+            return _turn(item, segmenter, parameters, again, progress, sharing)
     except DiskFull:
         raise
     except CdalError as error:
@@ -187,6 +199,7 @@ def _turn(
     parameters: Parameters,
     restart: bool,
     progress: Progress | None,
+    sharing: Sharing | None,
 ) -> Outcome:
     """Segment one input, its folder held."""
     try:
@@ -199,14 +212,25 @@ def _turn(
             _refuse_anothers(item)
         else:
             forget_blocks(item.folder)
-        return Outcome(item, run=_segment(item, segmenter, parameters, progress)[1])
+        opened = open_input(item, segmenter, parameters)
+        if sharing is not None and opened.source.kind == "slide":
+            job = SlideJob(opened, sharing.block)
+            if len(job.task.plan.blocks) >= sharing.least:
+                return Outcome(item, shared=Shared(job.task.plan, job.identity, job.maps_stay))
+            return Outcome(item, run=segment_slide(job, progress))
+        return Outcome(item, run=_segment(opened, progress)[1])
     except (Cancelled, DiskFull):
         raise
     except CdalError as error:
-        failure = error.at(item.path)
+        return failed(item, error)
     except Exception as error:  # whatever it is must not cost the other inputs
         _log.debug("%s", item.path, exc_info=True)
-        failure = _as_failure(error).at(item.path)
+        return failed(item, _as_failure(error))
+
+
+def failed(item: Input, error: CdalError) -> Outcome:
+    """Record that an input failed, its folder held."""
+    failure = error.at(item.path)
     with suppress(CdalError):  # nothing can be written there, which most likely is what failed
         write_failure(item.folder, item.path, failure)
     return Outcome(item, error=failure)
@@ -248,104 +272,33 @@ def run_one(
         with alone(item.folder) as ours:
             if not ours:
                 raise CdalError("another run is writing its results", "wait until it has ended")
-            return _segment(item, segmenter, parameters, progress)
+            return _segment(open_input(item, segmenter, parameters), progress)
     except CdalError as error:
         raise error.at(item.path) from None
 
 
-def check_source(
-    path: Path, segmenter: Segmenter, parameters: Parameters
-) -> tuple[Source, Resolution]:
-    """Open an input and find what would make it fail before its pixels are read.
-
-    Raises
-    ------
-    CdalError
-        If it cannot be opened, is of another kind than the model's, lacks its resolution, or is
-        too large.
-    """
-    source = open_source(path)
-    if parameters.regions is not None and source.kind != "slide":
-        raise CdalError(
-            f"regions are of slides, this is a {source.kind}", "leave --regions out", path
-        )
-    if source.kind == "volume":
-        return _check_volume(source, segmenter, parameters)
-    wanted, kind = segmenter.model.config.image.channels, {1: "grayscale", 3: "RGB"}
-    if source.channels != wanted:
-        raise CdalError(
-            f"the model takes {kind[wanted]} images, this one is {kind[source.channels]}",
-            "choose a model for this kind of image, see `cdal models list`",
-            path,
-        )
-    resized = segmenter.resized(parameters.tile_mode)
-    if resized is not None and source.kind == "slide":
-        raise CdalError(
-            f"a slide would be brought to {resized[0]} x {resized[1]} pixels as a whole",
-            "use --tile-mode overlap",
-            path,
-        )
-    own = None if resized else segmenter.model.config.image.mpp
-    resolution = _resolution(source, parameters.mpp, own)
-    # Level 0 unless a coarser one shows all that the model sees; both lie on the same corner, so
-    # that only the size of the result's pixels tells which was read.
-    level = best_level(source.levels, resolution.mpp, own)
-    if source.kind == "slide":
-        check_extent(source)
-    else:
-        check_size(source.levels[level].shape, path)
-    return source, replace(resolution, level=level)
-
-
-def _check_volume(
-    source: Source, segmenter: Segmenter, parameters: Parameters
-) -> tuple[Source, Resolution]:
-    check_takes_volumes(segmenter.model.config)
-    maps = sorted(MAPS & set(parameters.save))
-    if maps or "labels" not in parameters.save:
-        raise CdalError(
-            f"of a volume only labels are written so far, not {', '.join(maps or parameters.save)}",
-            "use --save labels",
-            source.path,
-        )
-    return source, Resolution(None, source.mpp_source)
-
-
-def _segment(
-    item: Input, segmenter: Segmenter, parameters: Parameters, progress: Progress | None
-) -> tuple[Segmentation | None, Record]:
+def _segment(opened: Opened, progress: Progress | None) -> tuple[Segmentation | None, Record]:
+    if opened.source.kind == "slide":
+        return None, segment_slide(SlideJob(opened), progress)
     start = time.perf_counter()
-    source, resolution = check_source(item.path, segmenter, parameters)
-    earlier, save = earlier_run(item, segmenter, parameters)
-    parameters = replace(parameters, save=tuple(sorted(save)))
-    if source.kind == "slide":
-        what = (item, source, resolution, segmenter, parameters, earlier)
-        return None, segment_slide(*what, progress=progress)
-    with ResultsFolder(item.folder) as folder:
+    source, mpp, save = opened.source, opened.resolution.mpp, opened.parameters.save
+    with ResultsFolder(opened.item.folder) as folder:
         image = source.read()
         read = time.perf_counter()
-        result = _answer(source, image, resolution.mpp, segmenter, parameters, progress)
+        result = _answer(opened, image, progress)
         segmented = time.perf_counter()
-        folder.write(source, image, result, resolution.mpp, parameters.save)
-        counts = result_counts(source, resolution, result)
-        record = record_of(item, source, resolution, segmenter, parameters, counts, earlier)
-        record["seconds"] = {
-            "read": read - start,
-            "model": segmented - read,
-            "write": time.perf_counter() - segmented,
-        }
-        return result, folder.publish(record, keep=earlier.stays)
+        folder.write(source, image, result, mpp, save)
+        end = time.perf_counter()
+        seconds = {"read": read - start, "model": segmented - read, "write": end - segmented}
+        target = opened.segmenter.model.config.target
+        counts = result_counts(source, opened.resolution, result, target)
+        record = opened.record(counts, seconds | {"total": end - start})
+        return result, folder.publish(record, keep=opened.earlier.stays)
 
 
-def _answer(
-    source: Source,
-    image: NDArray[np.generic],
-    mpp: float | None,
-    segmenter: Segmenter,
-    parameters: Parameters,
-    progress: Progress | None,
-) -> Segmentation:
+def _answer(opened: Opened, image: NDArray[np.generic], progress: Progress | None) -> Segmentation:
     """Segment the pixels of an input, or its voxels slice by slice."""
+    source, segmenter, parameters = opened.source, opened.segmenter, opened.parameters
     if source.kind == "volume":
         return segment_volume(
             segmenter,
@@ -359,7 +312,7 @@ def _answer(
         )
     return segmenter.segment(
         image,
-        mpp=mpp,
+        mpp=opened.resolution.mpp,
         samples=parameters.samples,
         steps=parameters.steps,
         seed=parameters.seed,
@@ -368,19 +321,3 @@ def _answer(
         attention="attention" in parameters.save,
         progress=progress,
     )
-
-
-def _resolution(source: Source, override: float | None, own: float | None) -> Resolution:
-    """Micrometres per pixel: from the option, the file, or the model's own."""
-    if override is not None:
-        return Resolution(override, "--mpp")
-    if source.mpp is not None or own is None:
-        return Resolution(source.mpp, source.mpp_source)
-    if source.kind == "slide":
-        hint = f"; its magnification says {source.magnification:g}x" if source.magnification else ""
-        raise CdalError(
-            f"the slide does not say its micrometres per pixel{hint}",
-            f"give --mpp, e.g. --mpp {10 / (source.magnification or 40):g}",
-            source.path,
-        )
-    return Resolution(own, f"assumed: the model's own {own:g} µm")

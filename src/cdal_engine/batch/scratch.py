@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -23,16 +24,72 @@ from ..errors import CdalError
 from ..io.records import write_aside, write_json, writing
 from .plan import Block
 
-__all__ = ["Scratch", "Stage", "forget_blocks"]
+__all__ = ["BlockFiles", "Scratch", "Stage", "forget_blocks"]
 
 Stage = Literal["maps", "labels", "objects"]
 _STAGES = frozenset({"maps", "labels", "objects"})
 _FOLDER = ".cdal-blocks"
-_MANIFEST, _JOURNAL, _ASIDE = "blocks.json", "blocks.jsonl", "results"
+_MANIFEST, _JOURNAL, _ASIDE = "blocks.json", "blocks.jsonl", "results-"
 _PIECE = 1 << 20  # bytes
 
 
-class Scratch:
+class BlockFiles:
+    """What the stages of one slide's blocks found, each a file or folder of files.
+
+    Parameters
+    ----------
+    folder : Path
+        The results folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / _FOLDER
+
+    def aside(self) -> Path:
+        """Make an empty folder to write results in before they are moved into place."""
+        with writing(self.folder):
+            for old in self.folder.glob(f"{_ASIDE}*"):
+                _remove(old)
+            # Of a name of its own, as files are: see `store`.
+            folder = self.folder / f"{_ASIDE}{secrets.token_hex(4)}"
+            folder.mkdir()
+        return folder
+
+    def store(self, stage: Stage, block: Block, arrays: Mapping[str, NDArray[Any]]) -> int:
+        """Write what a stage found and return its checksum, which makes it count: `Scratch.record`.
+
+        Maps are files to be read in parts, the others are packed.
+        """
+        name = _name(stage, block)
+        path = self.folder / name
+        # Of a name of its own: a worker thought dead may still write the same.
+        aside = self.folder / f"{name}.{secrets.token_hex(4)}.part"
+        with writing(self.folder):
+            path.parent.mkdir(exist_ok=True)
+            if stage == "maps":
+                aside.mkdir()
+                for key, array in arrays.items():
+                    np.save(aside / f"{key}.npy", array, allow_pickle=False)
+            else:
+                with aside.open("wb") as file:
+                    np.savez_compressed(file, allow_pickle=False, **arrays)
+            checksum = _checksum(aside)
+            _remove(path)  # of a killed run: without its line it counts for nothing
+            os.replace(aside, path)
+        return checksum
+
+    def maps(self, block: Block) -> dict[str, NDArray[Any]]:
+        """A block's maps, read from disk only where they are looked at."""
+        files = (self.folder / _name("maps", block)).glob("*.npy")
+        return {f.stem: np.load(f, mmap_mode="r", allow_pickle=False) for f in files}
+
+    def read(self, stage: Stage, block: Block, *keys: str) -> dict[str, NDArray[Any]]:
+        """What another stage found, or some of it."""
+        with np.load(self.folder / _name(stage, block), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in keys or arrays.files}
+
+
+class Scratch(BlockFiles):
     """The finished blocks of one slide, on disk.
 
     Parameters
@@ -49,54 +106,26 @@ class Scratch:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder = folder / _FOLDER
+        super().__init__(folder)
         self._done: dict[str, int] = {}  # checksums by `_name`
         with writing(folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._go_on(identity)
-
-    def aside(self) -> Path:
-        """Make an empty folder to write results in before they are moved into place."""
-        folder = self.folder / _ASIDE
-        with writing(self.folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-        return folder
 
     def has(self, stage: Stage, block: Block) -> bool:
         """Whether a stage of a block is finished, and what it found still there."""
         return _name(stage, block) in self._done
 
     def put(self, stage: Stage, block: Block, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep what a stage found: maps in files to be read in parts, the others packed."""
+        """Store what a stage found, and record it."""
+        self.record(stage, block, self.store(stage, block, arrays))
+
+    def record(self, stage: Stage, block: Block, checksum: int) -> None:
+        """Record that a stage of a block is finished, and stored under a checksum."""
         name = _name(stage, block)
-        path, aside = self.folder / name, self.folder / f"{name}.part"
-        with writing(self.folder):
-            path.parent.mkdir(exist_ok=True)
-            for old in (aside, path):  # of a killed run: without its line it counts for nothing
-                _remove(old)
-            if stage == "maps":
-                aside.mkdir()
-                for key, array in arrays.items():
-                    np.save(aside / f"{key}.npy", array, allow_pickle=False)
-            else:
-                with aside.open("wb") as file:
-                    np.savez_compressed(file, allow_pickle=False, **arrays)
-            checksum = _checksum(aside)
-            os.replace(aside, path)
-            with (self.folder / _JOURNAL).open("a", encoding="utf-8") as journal:
-                journal.write(_line(name, checksum))
+        with writing(self.folder), (self.folder / _JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(_line(name, checksum))
         self._done[name] = checksum
-
-    def maps(self, block: Block) -> dict[str, NDArray[Any]]:
-        """A block's maps, read from disk only where they are looked at."""
-        files = (self.folder / _name("maps", block)).glob("*.npy")
-        return {f.stem: np.load(f, mmap_mode="r", allow_pickle=False) for f in files}
-
-    def read(self, stage: Stage, block: Block, *keys: str) -> dict[str, NDArray[Any]]:
-        """What another stage found, or some of it."""
-        with np.load(self.folder / _name(stage, block), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in keys or arrays.files}
 
     def drop_maps(self, block: Block) -> None:
         """Remove maps that are no longer needed."""
@@ -133,11 +162,15 @@ class Scratch:
                 ours = name.split("/")[0] in _STAGES and ".." not in name
                 if ours and _checksum(self.folder / name) == checksum:
                     self._done[name] = checksum
+        for left in (each for stage in _STAGES for each in (self.folder / stage).glob("*")):
+            if f"{left.parent.name}/{left.name}" not in self._done:
+                _remove(left)  # of a killed run
         write_aside(journal, "".join(_line(*each) for each in self._done.items()).encode())
 
     def _clear(self) -> None:
-        for name in (_MANIFEST, _JOURNAL, *_STAGES, _ASIDE):
-            _remove(self.folder / name)
+        asides = self.folder.glob(f"{_ASIDE}*")
+        for path in (*asides, *(self.folder / name for name in (_MANIFEST, _JOURNAL, *_STAGES))):
+            _remove(path)
 
 
 def forget_blocks(folder: Path) -> None:

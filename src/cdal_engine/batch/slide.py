@@ -11,56 +11,138 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CdalError
+from ..errors import Cancelled
 from ..io.records import writing
 from ..io.results import ResultsFolder
-from ..io.source import Source, sides
 from ..io.tissue import find_tissue, write_tissue
 from ..preparation import largest_intensity, limits_of, prepare
-from ..segmenter import Progress, Segmenter, counter
+from ..segmenter import Progress, counter
 from .area import Area
 from .block import BlockTask
 from .merge import Merge
+from .opened import Opened
 from .plan import BLOCK, Block, Plan
-from .provenance import MAPS, Earlier, Input, Parameters, Record, Resolution, identity, record_of
-from .scratch import Scratch
+from .provenance import MAPS, Record, identity
+from .scratch import BlockFiles, Scratch
+from .stages import Stages
 
-__all__ = ["check_extent", "segment_slide"]
+__all__ = ["Seconds", "SlideJob", "segment_slide"]
 
 _PICTURE = 2000  # pixels: longer edge of the picture in which tissue is looked for
-_MAX_GIGAPIXELS = 100
 _TYPICAL = 0.25  # µm per pixel, to tell dust from tissue where no one says
+
+
+class Seconds(dict[str, float]):
+    """Spent reading, in the model, decoding and writing; they may overlap."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(("read", "model", "decode", "write"), 0.0))
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Add what passes meanwhile."""
+        start = time.perf_counter()
+        yield
+        self[what] += time.perf_counter() - start
+
+
+@dataclass(frozen=True, eq=False)
+class SlideJob:
+    """A slide to segment.
+
+    Attributes
+    ----------
+    opened : Opened
+    block : int
+        About the edge of a block, in pixels; no object depends on it.
+    """
+
+    opened: Opened
+    block: int = BLOCK
+
+    @cached_property
+    def identity(self) -> Record:
+        """All that decides the blocks' bits."""
+        o = self.opened
+        what = identity(o.item, o.segmenter, o.parameters)
+        return what | {"block": self.block, "mpp": o.resolution.mpp}
+
+    @cached_property
+    def picture(self) -> NDArray[np.generic]:
+        """The slide, small."""
+        return self.opened.source.thumbnail(_PICTURE)
+
+    @cached_property
+    def task(self) -> BlockTask:
+        """What a block's work is."""
+        return _task(self.opened, self.picture, self.block)
+
+    @property
+    def maps_stay(self) -> bool:
+        """See `Stages`."""
+        return bool(MAPS & set(self.opened.parameters.save))
+
+    def merge(
+        self, files: BlockFiles, seconds: Seconds, elapsed: float, progress: Progress | None
+    ) -> Record:
+        """Make results of the blocks, all finished, and return what run.json records.
+
+        Parameters
+        ----------
+        files : BlockFiles
+        seconds : Seconds
+            Spent so far.
+        elapsed : float
+            Seconds since the run began.
+        progress : callable, optional
+            May stop it; all passes are done.
+        """
+
+        def go_on() -> None:
+            if progress is not None and not progress(1, 1):
+                raise Cancelled
+
+        start = time.perf_counter() - elapsed
+        opened, item = self.opened, self.opened.item
+        with ResultsFolder(item.folder, files.aside()) as folder:
+            merge = Merge(self.task, files, folder.aside, opened.resolution.mpp, go_on)
+            with seconds.of("write"), writing(item.folder):
+                merge.write(opened.parameters.save, self.picture)
+                if self.task.area.tissue is not None:
+                    write_tissue(folder.aside / "tissue.png", self.task.area.tissue)
+            record = opened.record(merge.counts, seconds | {"total": time.perf_counter() - start})
+            return folder.publish(record, keep=opened.earlier.stays)
 
 
 @dataclass(eq=False)
 class Blocks:
-    """The blocks of one slide being worked on.
+    """The blocks of one slide being worked on in this process.
 
     Attributes
     ----------
     task : BlockTask
     scratch : Scratch
-    seconds : dict
-        Spent reading, in the model, decoding and writing; they overlap.
+    stages : Stages
+    seconds : Seconds
     """
 
     task: BlockTask
     scratch: Scratch
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("read", "model", "decode", "write"), 0.0)
-    )
+    stages: Stages
+    seconds: Seconds
 
     def run(self, progress: Progress | None) -> None:
         """Finish every block that is not finished."""
         for block in self.task.plan.blocks:  # what a killed run had not come to
             self._decode_if_ready(block)
-        blocks = [block for block in self.task.plan.blocks if self._lacks_maps(block)]
+        blocks = [block for block in self.task.plan.blocks if self.stages.lacks_maps(block)]
         inference = self.task.inference
         tiles = sum(len(self.task.tiles(block)) for block in blocks)
         advance = counter(progress, tiles * inference.passes)
@@ -80,24 +162,8 @@ class Blocks:
                 behind.pop().result()
 
     def _timed(self, what: str, function: Any, *arguments: Any) -> Any:
-        with self.timing(what):
+        with self.seconds.of(what):
             return function(*arguments)
-
-    @contextmanager
-    def timing(self, what: str) -> Iterator[None]:
-        """Add what passes meanwhile to `seconds`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - start
-
-    def _is_finished(self, block: Block) -> bool:
-        return self.scratch.has("labels", block) and self.scratch.has("objects", block)
-
-    def _lacks_maps(self, block: Block) -> bool:
-        needed = bool(MAPS & set(self.task.save)) or not all(
-            self._is_finished(near) for near in self.task.plan.around(block)
-        )
-        return needed and not self.scratch.has("maps", block)
 
     def _keep(self, block: Block, maps: dict[str, NDArray[Any]]) -> None:
         """Store a block's maps and find the objects of those that waited for them."""
@@ -106,97 +172,36 @@ class Blocks:
             self._decode_if_ready(near)
 
     def _decode_if_ready(self, block: Block) -> None:
-        around = self.task.plan.around(block)
-        if self._is_finished(block) or not all(self.scratch.has("maps", b) for b in around):
+        if not self.stages.ready(block):
             return
         labels, objects = self._timed("decode", self.task.objects, block, self.scratch)
         self._timed("write", self.scratch.put, "labels", block, labels)
         self._timed("write", self.scratch.put, "objects", block, objects)
-        if not MAPS & set(self.task.save):
-            for near in around:
-                if all(self._is_finished(other) for other in self.task.plan.around(near)):
-                    self.scratch.drop_maps(near)
+        self.stages.drop_spent(block)
 
 
-def check_extent(source: Source) -> None:
-    """Refuse a slide of a size that no scanner makes, before anything is read.
-
-    Raises
-    ------
-    CdalError
-        Naming the size.
-    """
-    gigapixels = float(np.prod(source.shape, dtype=object)) / 1e9
-    if not 0 < gigapixels <= _MAX_GIGAPIXELS:
-        raise CdalError(
-            f"{sides(source.shape)} pixels are {gigapixels:.0f} gigapixels; up to "
-            f"{_MAX_GIGAPIXELS} are read",
-            "check the file",
-            source.path,
-        )
-
-
-def segment_slide(
-    item: Input,
-    source: Source,
-    resolution: Resolution,
-    segmenter: Segmenter,
-    parameters: Parameters,
-    earlier: Earlier,
-    progress: Progress | None = None,
-    block: int = BLOCK,
-) -> Record:
+def segment_slide(job: SlideJob, progress: Progress | None = None) -> Record:
     """Segment a slide, write its results and return what run.json records.
-
-    Parameters
-    ----------
-    item : Input
-    source, resolution
-        Of `check_source`.
-    segmenter : Segmenter
-    parameters : Parameters
-    earlier : Earlier
-        What an earlier run left.
-    progress : callable, optional
-    block : int
-        About the edge of a block, in pixels; no object depends on it.
 
     Raises
     ------
     CdalError
         If the slide cannot be read or segmented, or the results cannot be written.
     """
-    start = time.perf_counter()
-    what = identity(item, segmenter, parameters) | {"block": block, "mpp": resolution.mpp}
-    with Scratch(item.folder, what) as scratch:
-        picture = source.thumbnail(_PICTURE)
-        task = _task(source, resolution, segmenter, parameters, picture, block)
-        blocks = Blocks(task, scratch)
-        blocks.seconds["read"] += time.perf_counter() - start
-        blocks.run(progress)
-        with ResultsFolder(item.folder, scratch.aside()) as folder:
-            merge = Merge(task, scratch, folder.aside, resolution.mpp)
-            with blocks.timing("write"), writing(item.folder):
-                merge.write(parameters.save, picture)
-                if task.area.tissue is not None:
-                    write_tissue(folder.aside / "tissue.png", task.area.tissue)
-            record = record_of(
-                item, source, resolution, segmenter, parameters, merge.counts, earlier
-            )
-            record["seconds"] = blocks.seconds
-            done = folder.publish(record, keep=earlier.stays)
+    start, seconds = time.perf_counter(), Seconds()
+    with Scratch(job.opened.item.folder, job.identity) as scratch:
+        with seconds.of("read"):
+            task = job.task
+        stages = Stages(task.plan, scratch, job.maps_stay)
+        Blocks(task, scratch, stages, seconds).run(progress)
+        record = job.merge(scratch, seconds, time.perf_counter() - start, progress)
         scratch.remove()
-        return done
+        return record
 
 
-def _task(
-    source: Source,
-    resolution: Resolution,
-    segmenter: Segmenter,
-    parameters: Parameters,
-    picture: NDArray[np.generic],
-    block: int,
-) -> BlockTask:
+def _task(opened: Opened, picture: NDArray[np.generic], block: int) -> BlockTask:
+    source, segmenter, parameters = opened.source, opened.segmenter, opened.parameters
+    resolution = opened.resolution
     image, level = segmenter.model.config.image, source.levels[resolution.level]
     mpp = None if resolution.mpp is None else resolution.mpp * level.step
     grid = segmenter.grid(level.shape, mpp)
@@ -205,7 +210,7 @@ def _task(
     area = Area(
         shape=source.shape,
         pixel=results.pixel * level.step,
-        tissue=_tissue(source, resolution, parameters, picture),
+        tissue=_tissue(opened, picture),
         regions=parameters.regions,
         bounds=source.bounds,
     )
@@ -235,14 +240,10 @@ def _task(
     )
 
 
-def _tissue(
-    source: Source,
-    resolution: Resolution,
-    parameters: Parameters,
-    picture: NDArray[np.generic],
-) -> NDArray[np.bool_] | None:
+def _tissue(opened: Opened, picture: NDArray[np.generic]) -> NDArray[np.bool_] | None:
     """Where the tissue is; None where all counts: what is gray has no colour to tell it by."""
-    if not parameters.tissue or source.channels != 3 or picture.dtype.kind != "u":
+    source = opened.source
+    if not opened.parameters.tissue or source.channels != 3 or picture.dtype.kind != "u":
         return None
     shrunk = source.shape[0] / picture.shape[0]
-    return find_tissue(picture, (resolution.mpp or _TYPICAL) * shrunk)
+    return find_tissue(picture, (opened.resolution.mpp or _TYPICAL) * shrunk)

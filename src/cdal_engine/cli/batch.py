@@ -82,8 +82,9 @@ def batch(
 def _list(work: Work) -> int:
     """Say of each input what would be done, its pixels not read."""
     from ..batch.estimate import megapixels
+    from ..batch.opened import check_source
     from ..batch.provenance import is_finished
-    from ..batch.run import check_options, check_source
+    from ..batch.run import check_options
     from ..io.source import sides
 
     segmenter = work.segmenter()

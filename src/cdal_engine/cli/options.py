@@ -18,6 +18,7 @@ SAVE_CHOICES = (
     "samples",
     "geojson",
     "table",
+    "solidity",
     "overview",
 )
 
@@ -103,6 +104,8 @@ def parse_save(text: str) -> tuple[str, ...]:
             f"--save: unknown {', '.join(unknown)}" if unknown else "--save: nothing to write",
             f"choose from {', '.join(SAVE_CHOICES)}",
         )
+    if "solidity" in names and "table" not in names:
+        raise CdalError("--save: solidity is a column of the table", "use --save table,solidity")
     return names
 
 

@@ -54,11 +54,12 @@ def carry_out(work: Work) -> int:
     check_options(segmenter, work.parameters)
     _prepare(work)
     counts = {"done": 0, "already": 0, "failed": work.skipped}
-    stopped = False
+    stopped, plain = False, 0
     try:
         with bars(len(work.inputs)) as shown:
             for outcome in _outcomes(work, segmenter, shown):
                 counts[_print(outcome)] += 1
+                plain += outcome.run is not None and outcome.run["input"]["kind"] != "slide"
                 shown.finish()
     except KeyboardInterrupt:
         _summarise(work)
@@ -69,6 +70,8 @@ def carry_out(work: Work) -> int:
             raise
         console.print(f"stopped: {error}", markup=False, soft_wrap=True)
         stopped = True
+    if plain and not work.parameters.tissue:
+        console.print(f"--no-tissue-mask is for slides: {plain} others count whole without it, too")
     summarised = _summarise(work)
     done = f"{counts['done']} segmented"
     already = f", {counts['already']} finished before" if counts["already"] else ""
@@ -104,9 +107,15 @@ def _outcomes(work: Work, segmenter: "Segmenter", shown: Bars) -> "Iterator[Outc
     cluster = cluster_at(work.scheduler) if work.scheduler else local_cluster(work.workers or 1)
     with cluster as client:
         shown.start("on workers")
-        digest = segmenter.model.digest
         yield from run_on(
-            client, work.inputs, loading, digest, work.out, work.parameters, work.restart
+            client,
+            work.inputs,
+            loading,
+            segmenter.model.digest,
+            work.out,
+            work.parameters,
+            work.restart,
+            progress=shown.passes,
         )
 
 
@@ -171,10 +180,13 @@ def _print(outcome: "Outcome") -> str:
 
 def describe(path: Path, run: dict[str, Any]) -> str:
     """One line on a finished input, from its run.json."""
-    seconds = run["seconds"]["model"]
+    seconds = run["seconds"]["total"]
     assumed = f", {run['mpp_source']}" if str(run["mpp_source"]).startswith("assumed") else ""
     counts = run["counts"]
     found = f"{counts['objects']} objects"
+    if counts["objects"] is None:
+        areas = counts.get("class_area_um2", {}).items()
+        found = ", ".join(f"{name} {size / 1e6:.3g} mm²" for name, size in areas) or "classes"
     if "volume_mm3" in counts:
         found = ", ".join(f"{name} {size:.0f} mm³" for name, size in counts["volume_mm3"].items())
     return printable(f"{path.name}: {found} in {seconds:.1f} s{assumed}")

@@ -90,6 +90,7 @@ class GeoJsonWriter:
         labels: NDArray[np.uint32],
         objects: dict[str, NDArray[Any]],
         corner: tuple[int, int] = (0, 0),
+        part: str = "",
     ) -> None:
         """Write the outlines of some objects.
 
@@ -101,6 +102,8 @@ class GeoJsonWriter:
             Columns of `instances.measure`, with `class` and `agreement`.
         corner : tuple of int
             Row and column of the patch's first pixel on the grid.
+        part : str
+            Tells pieces of one label that are written patch by patch apart: their ids differ.
 
         Raises
         ------
@@ -114,7 +117,7 @@ class GeoJsonWriter:
         for label, polygons in _polygons(outlines, self._placed(outlines.points, corner)):
             if label in every:
                 kind, measured = every.pop(label)
-                self._write(label, polygons, kind, measured)
+                self._write(self._id(label, part), polygons, kind, measured)
         if every:
             raise ValueError(f"{len(every)} objects are not in the patch, the first {min(every)}")
 
@@ -128,12 +131,12 @@ class GeoJsonWriter:
         return np.asarray(placed.clip(0, self._largest).round(_DECIMALS))
 
     def _write(
-        self, label: int, polygons: list[list[Ring]], kind: str, measured: dict[str, float]
+        self, name: str, polygons: list[list[Ring]], kind: str, measured: dict[str, float]
     ) -> None:
         single = len(polygons) == 1
         feature = {
             "type": "Feature",
-            "id": self._id(label),
+            "id": name,
             "geometry": {
                 "type": "Polygon" if single else "MultiPolygon",
                 "coordinates": polygons[0] if single else polygons,
@@ -147,10 +150,10 @@ class GeoJsonWriter:
         self._file.write(self._separator + orjson.dumps(feature))
         self._separator = b",\n"
 
-    def _id(self, label: int) -> str:
-        """`uuid.uuid5` of name and label; by way of `uuid.UUID` it takes three times as long."""
+    def _id(self, label: int, part: str) -> str:
+        """`uuid.uuid5` of name, label and part; `uuid.UUID` would take three times as long."""
         named = self._named.copy()
-        named.update(b"%d" % label)
+        named.update(b"%d%b" % (label, part.encode()))
         digits = named.hexdigest()
         variant = "89ab"[int(digits[16], 16) % 4]
         return (

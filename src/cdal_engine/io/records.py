@@ -189,6 +189,7 @@ _COLUMNS = (
     "mpp_source",
     "agreement",
     "volumes_mm3",
+    "class_areas_um2",
     "seconds",
     "model",
     "input",
@@ -245,18 +246,26 @@ def _facts(folder: Path) -> dict[str, str]:
         "mpp": _text(run["mpp"]),
         "mpp_source": str(run["mpp_source"]),
         "agreement": _text(counts.get("agreement")),
-        "volumes_mm3": "; ".join(
-            f"{name} {_text(size)}" for name, size in counts.get("volume_mm3", {}).items()
-        ),
-        "seconds": f"{sum(run['seconds'].values()):.3f}",
+        "volumes_mm3": _sizes(counts.get("volume_mm3", {})),
+        "class_areas_um2": _sizes(counts.get("class_area_um2", {})),
+        "seconds": f"{_total(run['seconds']):.3f}",
         "model": str(run["model"]["name"]),
         "input": str(run["input"]["path"]),
     }
 
 
+def _total(seconds: dict[str, float]) -> float:
+    """Seconds from begin to end; of earlier versions' records, of all parts, which may overlap."""
+    return seconds.get("total", sum(seconds.values()))
+
+
 def _ends(name: str, interval: list[float] | None) -> dict[str, str]:
     least, most = interval or (None, None)
     return {f"{name}_least": _text(least), f"{name}_most": _text(most)}
+
+
+def _sizes(classes: dict[str, float]) -> str:
+    return "; ".join(f"{name} {_text(size)}" for name, size in classes.items())
 
 
 def _text(value: float | None) -> str:

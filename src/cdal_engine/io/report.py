@@ -108,7 +108,9 @@ def _named(row: Record) -> str:
     parts = [f'<div class="name">{escape(row["results"])}</div>']
     if row["status"] != "done":
         parts.append(f"<small>{escape(row['status'])}</small>")
-    parts.append(f"<small>{escape(row.get('volumes_mm3', ''))}</small>")
+    for key, unit in (("volumes_mm3", "mm³"), ("class_areas_um2", "µm²")):
+        if row.get(key):
+            parts.append(f"<small>{unit}: {escape(row[key])}</small>")
     for key in ("error", "remedy"):
         if row.get(key):
             parts.append(f'<p class="{key}">{escape(row[key])}</p>')

@@ -14,6 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from ..errors import CdalError
+from ..instances import solidity
 from .records import RUN, forget_failure, read_run, write_json, writing
 from .source import Source
 
@@ -81,7 +82,8 @@ class ResultsFolder:
         mpp : float or None
             Micrometres per pixel of the source.
         save : tuple of str
-            Any of labels, probability, uncertainty, attention, samples, table, geojson, overview;
+            Any of labels, probability, uncertainty, attention, samples, table, solidity (a column
+            of the table), geojson, overview;
             of a volume only the labels are written, in its own space.
 
         Raises
@@ -116,8 +118,11 @@ class ResultsFolder:
             if "table" in save:
                 from .tables import TableWriter, object_table
 
+                objects = dict(result.objects)
+                if "solidity" in save:
+                    objects["solidity"] = solidity(result.labels, objects["label"])
                 with TableWriter(folder) as table:
-                    table.add(object_table(result.objects, result.pixel, mpp, source.shape))
+                    table.add(object_table(objects, result.pixel, mpp, source.shape))
             if "geojson" in save:
                 from .geojson import GeoJsonWriter
 

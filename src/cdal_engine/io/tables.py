@@ -16,7 +16,7 @@ __all__ = ["TableWriter", "level_0", "object_table"]
 _CSV_ROWS = 100_000
 _AXES = ("major_axis", "minor_axis")
 _COLOURS = ("red", "green", "blue", "haematoxylin")
-_AS_THEY_ARE = ("eccentricity", "score", "agreement", *_COLOURS)
+_AS_THEY_ARE = ("eccentricity", "solidity", "score", "agreement", *_COLOURS)
 
 
 def level_0(
@@ -39,9 +39,9 @@ def level_0(
     -------
     dict of ndarray
         `label`, `class`, centroid `x`, `y`, bounding box `x0`, `y0`, `x1`, `y1` (half-open),
-        `area_px`, `major_axis_px`, `minor_axis_px`, `eccentricity`, `score`, `agreement` (NaN with
-        one sample); `red`, `green`, `blue`, `haematoxylin` of colour images; `x_um`, `y_um`,
-        `area_um2`, `major_axis_um`, `minor_axis_um`.
+        `area_px`, `major_axis_px`, `minor_axis_px`, `eccentricity`, `solidity` where it was asked
+        for, `score`, `agreement` (NaN with one sample); `red`, `green`, `blue`, `haematoxylin` of
+        colour images; `x_um`, `y_um`, `area_um2`, `major_axis_um`, `minor_axis_um`.
     """
     columns = {"label": objects["label"], "class": objects["class"]}
     for name in ("x", "y", "x0", "y0", "x1", "y1"):
