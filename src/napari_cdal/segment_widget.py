@@ -8,43 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
-from napari.layers import Image, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QSizePolicy
 
-from cdal_engine.config import ModelConfig, read_model_config
 from cdal_engine.errors import CdalError
 from cdal_engine.weights import available
 
-from .planes import (
-    Plane,
-    check,
-    check_memory,
-    check_shown,
-    enlargement,
-    full_resolution,
-    plane_of,
-)
-from .regions import Region, in_view, of_shapes, whole
-from .results import METADATA_KEY
-from .segment_form import SegmentForm
+from .chosen import Chosen
+from .planes import full_resolution
 from .settings import preferences
 from .shown import ShownRun
 from .summary import found
-from .volumes import check_slice
-from .worker import Answer, Job, Run, start
+from .worker import Answer, Run, start
 
 if TYPE_CHECKING:
     import napari
 
 __all__ = ["SegmentWidget"]
 
-_NOTABLE = 1.5  # a change of scale worth a word before running
 _POLL = 100  # milliseconds between looks at a run's progress
 _BAR = 1000  # steps of the progress bar
-_WHOLE, _VIEW, _VOLUME = "whole image", "current view", "whole volume"
 
 
 class SegmentWidget(Container[Widget]):
@@ -62,17 +47,16 @@ class SegmentWidget(Container[Widget]):
     ) -> None:
         super().__init__(labels=False)
         self._viewer = napari_viewer
-        self._preferences = preferences()
-        self._folders = dict(available(self._preferences.own_models) if models is None else models)
-        configs = _readable(self._folders)
-        self._watched: Any = None  # the layer whose resolution the form follows
+        chosen = preferences()
+        folders = available(chosen.own_models) if models is None else models
         self._run: Run | None = None
         self._worker: Any = None
         self._outcome = ""
         self._shown = ShownRun(napari_viewer)
         self._seen: dict[int, Answer] = {}  # answers that were given to `_shown`
         self._cutter: Any = None  # the worker that decodes anew
-        self.form = SegmentForm(self._images, self._scopes, configs, self._preferences)
+        self._chosen = Chosen(napari_viewer, folders, chosen)
+        self.form = self._chosen.form
         self.run_button = PushButton(text="Run")
         self.cancel_button = PushButton(text="Cancel", enabled=False)
         self.progress = ProgressBar(min=0, max=1, value=0)
@@ -117,24 +101,6 @@ class SegmentWidget(Container[Widget]):
         self.extend([buttons, self.progress, self.status])
         self.native.layout().insertWidget(0, self.form.native)
 
-    def _images(self, _: object = None) -> list[tuple[str, Any]]:
-        """Image layers by name, those that this widget made left out."""
-        return [
-            (layer.name, layer)
-            for layer in self._viewer.layers
-            if isinstance(layer, Image) and METADATA_KEY not in layer.metadata
-        ]
-
-    def _scopes(self, _: object = None) -> list[tuple[str, Any]]:
-        """What of the image may be segmented; shapes are offered a layer at a time."""
-        plane = self._plane()
-        config = self.form.config if plane is not None else None
-        scopes: list[tuple[str, Any]] = [("Whole image", _WHOLE), ("Current view", _VIEW)]
-        if plane is not None and plane.is_volume and config and config.takes_volumes:
-            scopes = [("Whole volume", _VOLUME), ("Slice shown", _WHOLE), scopes[1]]
-        shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
-        return scopes + [(f"Regions: {layer.name}", layer) for layer in shapes]
-
     def reset_choices(self, *_: Any) -> None:
         """Follow the viewer's layers; napari calls it when one comes, goes or is renamed."""
         self.form.image.reset_choices()
@@ -145,109 +111,32 @@ class SegmentWidget(Container[Widget]):
     def _on_image(self, *_: object) -> None:
         """Follow the chosen layer's resolution."""
         layer = self.form.image.value
-        if layer is not self._watched:
-            for watched, act in ((self._watched, "disconnect"), (layer, "connect")):
+        if layer is not self._chosen.layer:
+            for watched, act in ((self._chosen.layer, "disconnect"), (layer, "connect")):
                 for event in ("scale", "affine", "units") if watched is not None else ():
                     getattr(getattr(watched.events, event), act)(self._fill_resolution)
-            self._watched = layer
+            self._chosen.layer = layer
             self.form.scope.reset_choices()
             self._fill_resolution()
         self._show_hint()  # a rename keeps what was entered
 
-    def _plane(self) -> Plane | None:
-        layer = self._watched
-        return None if layer is None else plane_of(layer, self._viewer.dims.point)
-
     def _fill_resolution(self, *_: object) -> None:
         """Fill micrometres per pixel from the layer, else from the model."""
-        plane, config = self._plane(), self.form.config
+        plane, config = self._chosen.plane(), self.form.config
         mpp = (plane and plane.mpp) or (config and config.image.mpp) or 0.0
         self.form.mpp.value = mpp
         self._show_hint()
 
     def _show_hint(self, *_: object) -> None:
         """Say before a run what it will take, or why it will be refused."""
-        if self.running:
-            return
-        try:
-            plane, config, regions = self._checked()
-        except CdalError as error:
-            self._say(str(error))
-            return
-        if not regions:
-            self._say(f"All {len(plane.data)} slices of the volume.")
-            return
-        height, width = plane.size if len(regions) > 1 else regions[0].size
-        many = f"{len(regions)} regions of an image of " if len(regions) > 1 else ""
-        note = self._resolution_note(plane, config, (height, width))
-        self._say(f"{many}{width} × {height} pixels{note}.")
-
-    def _resolution_note(self, plane: Plane, config: ModelConfig, size: tuple[int, int]) -> str:
-        notes = []
-        if plane.index:
-            notes.append(", of the stack only the slice shown (2-D)")
-        larger = enlargement(self.form.mpp.value, config.image)
-        if larger > _NOTABLE or larger < 1 / _NOTABLE:
-            height, width = (round(n * larger) for n in size)
-            notes.append(f". At the model's resolution: {width} × {height}")
-        if plane.spacing and max(plane.spacing) > 1.1 * min(plane.spacing):
-            notes.append(f". They are not square: taken as {plane.mpp:.3g} µm")
-        elif plane.mpp is None and config.image.mpp == self.form.mpp.value:
-            notes.append(f". Their size is unknown: the model's {config.image.mpp:g} µm is assumed")
-        return "".join(notes)
-
-    def _checked(self) -> tuple[Plane, ModelConfig, tuple[Region, ...]]:
-        """What would be run; no region: the whole volume."""
-        plane, config = self._plane(), self.form.config
-        if plane is None:
-            raise CdalError("no image layer", "open one, or File > Open Sample > cDAL")
-        if config is None:
-            raise CdalError("no model is installed", "install napari-cdal again")
-        check(plane, config.image)
-        if self.form.scope.value == _VOLUME:
-            return plane, config, ()
-        dims = self._viewer.dims
-        if dims.ndisplay != 2 or tuple(dims.displayed) != (dims.ndim - 2, dims.ndim - 1):
-            raise CdalError(
-                "the viewer shows a volume, or other axes than the last two",
-                "show the image's own planes in 2-D first",
-            )
-        check_shown(plane)
-        if plane.is_volume and config.takes_volumes:
-            check_slice(plane, config)
-        regions = self._regions(plane)
-        larger = enlargement(self.form.mpp.value or None, config.image)
-        for region in regions:
-            allowed = self._preferences.memory_gb
-            check_memory(plane.name, region.size, larger, self.form.samples.value, allowed)
-        return plane, config, regions
-
-    def _regions(self, plane: Plane) -> tuple[Region, ...]:
-        scope = self.form.scope.value
-        if isinstance(scope, Shapes):
-            return of_shapes(plane, scope)
-        return in_view(plane) if scope == _VIEW else whole(plane)
-
-    def _job(self) -> Job:
-        plane, _, regions = self._checked()
-        form = self.form
-        return Job(
-            plane=plane,
-            regions=regions,
-            model=self._folders[form.model.value],
-            device=form.device.value,
-            mpp=form.mpp.value or None,
-            samples=form.samples.value,
-            steps=form.steps.value,
-            seed=form.seed.value,
-            wanted=frozenset(what for what, box in form.wanted.items() if box.value),
-        )
+        if not self.running:
+            self._say(self._chosen.hint())
 
     def _on_run(self) -> None:
         if self.running:
             return
         try:
-            run = Run(self._job())
+            run = Run(self._chosen.job())
         except CdalError as error:
             self._say(str(error))
             show_error(str(error))
@@ -384,12 +273,3 @@ class SegmentWidget(Container[Widget]):
                 worker.returned.disconnect(self._on_returned)
                 worker.errored.disconnect(self._on_errored)
                 worker.finished.disconnect(self._on_finished)
-
-
-def _readable(folders: Mapping[str, Path]) -> dict[str, ModelConfig]:
-    """Configs by name; a broken model of the user's must not keep the others from being shown."""
-    configs = {}
-    for name, folder in folders.items():
-        with suppress(CdalError):  # `cdal models list` says what is wrong with it
-            configs[name] = read_model_config(folder / "config.json")
-    return configs
