@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import targets
-from .config import MAX_MEGAPIXELS, ModelConfig
+from .config import MAX_MEGAPIXELS, MAX_SAMPLES, ModelConfig
 from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
@@ -38,7 +38,6 @@ Progress = Callable[[int, int], bool]
 """Called with (passes done, passes in all); returning False cancels."""
 
 TILE_MODES = ("overlap", "published")
-MAX_SAMPLES = 64
 _TILE = 1024  # pixels
 
 

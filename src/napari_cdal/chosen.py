@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Shapes
 
-from cdal_engine.config import ModelConfig, read_model_config
+from cdal_engine.config import MAX_SAMPLES, ModelConfig, read_model_config
 from cdal_engine.errors import CdalError
 
 from .planes import Plane, check, check_memory, check_shown, enlargement, plane_of
@@ -17,7 +18,7 @@ from .regions import Region, in_view, of_shapes, whole
 from .results import METADATA_KEY
 from .segment_form import SegmentForm
 from .volumes import check_slice
-from .worker import Job
+from .worker import Answer, Job
 
 if TYPE_CHECKING:
     import napari
@@ -114,6 +115,11 @@ class Chosen:
             raise CdalError("no model is installed", "install napari-cdal again")
         check(plane, config.image)
         if self.form.scope.value == _VOLUME:
+            if self._keeps_steps:
+                raise CdalError(
+                    "the steps of a whole volume are not kept",
+                    "untick Steps, or segment the slice shown",
+                )
             return plane, config, ()
         dims = self._viewer.dims
         if dims.ndisplay != 2 or tuple(dims.displayed) != (dims.ndim - 2, dims.ndim - 1):
@@ -126,10 +132,15 @@ class Chosen:
             check_slice(plane, config)
         regions = self._regions(plane)
         larger = enlargement(self.form.mpp.value or None, config.image)
+        samples = self.form.samples.value
+        kept = self.form.steps.value if self._keeps_steps else 0
         for region in regions:
-            samples = self.form.samples.value
-            check_memory(plane.name, region.size, larger, samples, self._memory_gb)
+            check_memory(plane.name, region.size, larger, samples, self._memory_gb, kept)
         return plane, config, regions
+
+    @property
+    def _keeps_steps(self) -> bool:
+        return bool(self.form.wanted["steps"].value and self.form.steps.value)
 
     def _regions(self, plane: Plane) -> tuple[Region, ...]:
         scope = self.form.scope.value
@@ -138,7 +149,7 @@ class Chosen:
         return in_view(plane) if scope == _VIEW else whole(plane)
 
     def job(self) -> Job:
-        """What to run; raises `CdalError` if it cannot be."""
+        """What to run; raises `CdalError` if it cannot be run."""
         plane, _, regions = self._checked()
         form = self.form
         return Job(
@@ -152,6 +163,37 @@ class Chosen:
             seed=form.seed.value,
             wanted=frozenset(what for what, box in form.wanted.items() if box.value),
         )
+
+    def more(self, answers: Mapping[int, Answer]) -> Job:
+        """The run that adds as many samples as the form says to those of finished answers.
+
+        Raises
+        ------
+        CdalError
+            If there are none, or more samples than are allowed.
+        """
+        kept = {part: answer for part, answer in answers.items() if _can_grow(answer)}
+        if not kept:
+            raise CdalError(
+                "no finished answer here has samples to add to (volumes keep none)",
+                "run with steps, or a volume again with more samples",
+            )
+        job, added = next(iter(kept.values())).job, self.form.samples.value
+        config = next(iter(kept.values())).config
+        larger = enlargement(job.mpp, config.image)
+        steps = job.steps if "steps" in job.wanted else 0
+        for answer in kept.values():
+            count = answer.facts["samples"] + added
+            if count > MAX_SAMPLES:
+                raise CdalError(f"{count} samples: {MAX_SAMPLES} are the most", "add fewer")
+            size = answer.segmentation.labels.shape
+            check_memory(job.plane.name, size, larger, count, self._memory_gb, steps)
+        return replace(job, samples=added, kept=kept)
+
+
+def _can_grow(answer: Answer) -> bool:
+    found = answer.segmentation
+    return found.samples is not None and found.mean is not None and not answer.so_far
 
 
 def _readable(folders: Mapping[str, Path]) -> dict[str, ModelConfig]:

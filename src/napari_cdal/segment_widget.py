@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QSizePolicy
 
 from cdal_engine.errors import CdalError
@@ -25,6 +26,9 @@ from .worker import Answer, Run, start
 
 if TYPE_CHECKING:
     import napari
+
+    from .objects_widget import ObjectsWidget
+    from .worker import Job
 
 __all__ = ["SegmentWidget"]
 
@@ -55,10 +59,19 @@ class SegmentWidget(Container[Widget]):
         self._shown = ShownRun(napari_viewer)
         self._seen: dict[int, Answer] = {}  # answers that were given to `_shown`
         self._cutter: Any = None  # the worker that decodes anew
+        self._objects: ObjectsWidget | None = None
         self._chosen = Chosen(napari_viewer, folders, chosen)
         self.form = self._chosen.form
-        self.run_button = PushButton(text="Run")
-        self.cancel_button = PushButton(text="Cancel", enabled=False)
+        self.run_button = _button("Run", "Ctrl+Return")
+        self.cancel_button = _button("Cancel", "Ctrl+.")
+        self.cancel_button.enabled = False
+        self.more_button = _button("More samples here", "Ctrl+Shift+Return")
+        self.more_button.tooltip = (
+            "Draw as many samples as the field says where the result lies, and add them to it."
+        )
+        self.more_button.enabled = False
+        self.objects_button = PushButton(text="Objects…")
+        self.objects_button.tooltip = "Table and histograms of the objects."
         self.progress = ProgressBar(min=0, max=1, value=0)
         self.status = Label(value="")
         self._lay_out()
@@ -68,12 +81,15 @@ class SegmentWidget(Container[Widget]):
         self.form.image.changed.connect(self._on_image)
         self.form.model.changed.connect(self._fill_resolution)
         self.form.model.changed.connect(self.form.scope.reset_choices)
-        for field in (self.form.mpp, self.form.scope, self.form.samples):
+        form = self.form
+        for field in (form.mpp, form.scope, form.samples, form.steps, form.wanted["steps"]):
             field.changed.connect(self._show_hint)
         for slider in (self.form.threshold, self.form.min_area):
             slider.changed.connect(self._on_cut)
         self.run_button.changed.connect(self._on_run)
         self.cancel_button.changed.connect(self._on_cancel)
+        self.more_button.changed.connect(self._on_more)
+        self.objects_button.changed.connect(self._on_objects)
         # Closed by its ×, the widget only loses its parent; with the viewer, it is destroyed.
         self.native_parent_changed.connect(self._on_parent)
         self.native.destroyed.connect(self._abandon)
@@ -94,11 +110,14 @@ class SegmentWidget(Container[Widget]):
         status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
         status.setAlignment(Qt.AlignmentFlag.AlignTop)
         status.setMinimumHeight(5 * status.fontMetrics().lineSpacing())
-        buttons = Container[Widget](
-            widgets=[self.run_button, self.cancel_button], layout="horizontal", labels=False
-        )
-        buttons.margins = (0, 0, 0, 0)
-        self.extend([buttons, self.progress, self.status])
+        for pair in (
+            (self.run_button, self.cancel_button),
+            (self.more_button, self.objects_button),
+        ):
+            buttons = Container[Widget](widgets=pair, layout="horizontal", labels=False)
+            buttons.margins = (0, 0, 0, 0)
+            self.append(buttons)
+        self.extend([self.progress, self.status])
         self.native.layout().insertWidget(0, self.form.native)
 
     def reset_choices(self, *_: Any) -> None:
@@ -133,10 +152,22 @@ class SegmentWidget(Container[Widget]):
             self._say(self._chosen.hint())
 
     def _on_run(self) -> None:
+        if not self.running:
+            self._start(self._chosen.job, ShownRun(self._viewer))
+
+    def _on_more(self) -> None:
+        """Add samples to the result that is shown."""
         if self.running:
             return
+        if self._shown.edited:
+            self._say("The labels were edited and stay as they are (run again for others)")
+            return
+        self._start(lambda: self._chosen.more(self._shown.answers), self._shown)
+
+    def _start(self, job: Callable[[], Job], shown: ShownRun) -> None:
+        """Start what `job` gives, whose answers `shown` is to show; or say why not."""
         try:
-            run = Run(self._chosen.job())
+            run = Run(job())
         except CdalError as error:
             self._say(str(error))
             show_error(str(error))
@@ -147,7 +178,7 @@ class SegmentWidget(Container[Widget]):
         worker.finished.connect(self._on_finished)
         self._run, self._worker = run, worker
         self._outcome = ""
-        self._shown, self._seen, self._cutter = ShownRun(self._viewer), {}, None
+        self._shown, self._seen, self._cutter = shown, {}, None
         for slider in (self.form.threshold, self.form.min_area):
             slider.enabled = False
         self._set_running(True)
@@ -255,6 +286,15 @@ class SegmentWidget(Container[Widget]):
     def _set_running(self, running: bool) -> None:
         self.run_button.enabled = not running
         self.cancel_button.enabled = running
+        self.more_button.enabled = not running and self._shown.present
+
+    def _on_objects(self) -> None:
+        """Open the table, once; napari raises a dock that is there already."""
+        if self._objects is None or self._objects.native.parent() is None:
+            from .objects_widget import ObjectsWidget  # matplotlib: only once it is needed
+
+            self._objects = ObjectsWidget(self._viewer)
+            self._viewer.window.add_dock_widget(self._objects, name="Objects", area="bottom")
 
     def _say(self, text: str) -> None:
         self.status.value = text[:1].upper() + text[1:]
@@ -273,3 +313,12 @@ class SegmentWidget(Container[Widget]):
                 worker.returned.disconnect(self._on_returned)
                 worker.errored.disconnect(self._on_errored)
                 worker.finished.disconnect(self._on_finished)
+
+
+def _button(text: str, keys: str) -> PushButton:
+    """A button that shows its shortcut, which acts wherever the window's focus is."""
+    shortcut = QKeySequence(keys)
+    shown = shortcut.toString(QKeySequence.SequenceFormat.NativeText)
+    button = PushButton(text=f"{text} ({shown})")
+    button.native.setShortcut(shortcut)
+    return button
