@@ -22,6 +22,8 @@ from .sources import source_layers
 
 __all__ = ["results_layers"]
 
+_BOX = frozenset({"y0", "x0", "y1", "x1"})  # columns in the image's pixels, not the layer's
+
 
 def results_layers(folder: Path) -> list[LayerData]:
     """Return the layers of one input's results: its image if still there, maps, labels on top.
@@ -57,20 +59,24 @@ def _image(record: dict[str, Any]) -> list[LayerData]:
 
 
 def _labels(folder: Path, record: dict[str, Any]) -> list[LayerData]:
-    arguments = _described(record, "labels") | {"features": _features(folder)}
+    arguments = _described(record, "labels")
     if (folder / "labels.nii.gz").exists():
         ((voxels, placed, _),) = source_layers(open_source(folder / "labels.nii.gz"))
+        arguments["features"] = _features(folder)
         return [(voxels, placed | arguments, "labels")]
     if (folder / "labels.ome.zarr").exists():
         levels, placement = _pyramid(folder / "labels.ome.zarr")
         many = len(levels) > 1
-        placed = {**arguments, **placement, "multiscale": many}
         pixel = placement["scale"][0] / (record["mpp"] or 1.0)
         arguments["metadata"][METADATA_KEY]["pixel"] = pixel  # of the image, for outlines
+        arguments["features"] = _features(folder, pixel)
+        placed = {**arguments, **placement, "multiscale": many}
         return [(levels if many else levels[0], placed, "labels")]
     if (folder / "labels.tif").exists():
         mpp = record["mpp"]
-        spacing = (mpp or 1.0) * record["input"].get("downsample", 1.0)
+        pixel = record["input"].get("downsample", 1.0)
+        spacing = (mpp or 1.0) * pixel
+        arguments["features"] = _features(folder, pixel)
         placement = {"scale": (spacing,) * 2, "units": (_unit(mpp is not None),) * 2}
         return [(tifffile.imread(folder / "labels.tif"), {**arguments, **placement}, "labels")]
     return []
@@ -111,13 +117,18 @@ def _described(record: dict[str, Any], what: str, title: str = "") -> dict[str, 
     }
 
 
-def _features(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Columns of objects.parquet, the label as `index`, by which napari finds the row to show."""
+def _features(folder: Path, pixel: float = 1.0) -> dict[str, np.ndarray[Any, Any]]:
+    """Columns of objects.parquet, the label as `index`, by which napari finds the row to show.
+
+    Centroids are in pixels of the layer, each `pixel` pixels of the image.
+    """
     path = folder / "objects.parquet"
     if not path.exists():
         return {}
     table = pq.read_table(path)
-    columns = {name: table[name].to_numpy() for name in table.column_names}
+    columns = {name: table[name].to_numpy() for name in table.column_names if name not in _BOX}
+    for name in {"y", "x"} & columns.keys():  # napari's pixel centres are whole numbers
+        columns[name] = columns[name] / pixel - 0.5
     return {"index": columns.pop("label").astype(np.int64), **columns}
 
 
