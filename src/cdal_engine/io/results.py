@@ -20,9 +20,9 @@ from .source import Source
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
-__all__ = ["ResultsFolder", "chosen_maps", "discard_unfinished", "write_label_tiff"]
+__all__ = ["LARGE", "ResultsFolder", "chosen_maps", "discard_unfinished", "write_label_tiff"]
 
-_LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
+LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
 _ASIDE = ".cdal-writing-"
 _NAMES = frozenset(
     {
@@ -99,7 +99,7 @@ class ResultsFolder:
             spacing = result.mpp
             offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
             if "labels" in save:
-                if result.labels.size > _LARGE:
+                if result.labels.size > LARGE:
                     from .ome_zarr import write_labels
 
                     write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
