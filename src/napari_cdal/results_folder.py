@@ -58,6 +58,8 @@ def _image(record: dict[str, Any]) -> list[LayerData]:
 
 def _labels(folder: Path, record: dict[str, Any]) -> list[LayerData]:
     arguments = _described(record, "labels") | {"features": _features(folder)}
+    facts = arguments["metadata"][METADATA_KEY]
+    facts |= {"folder": str(folder), "pixel": record["input"].get("downsample", 1.0)}
     if (folder / "labels.nii.gz").exists():
         ((voxels, placed, _),) = source_layers(open_source(folder / "labels.nii.gz"))
         return [(voxels, placed | arguments, "labels")]
@@ -65,8 +67,7 @@ def _labels(folder: Path, record: dict[str, Any]) -> list[LayerData]:
         levels, placement = _pyramid(folder / "labels.ome.zarr")
         many = len(levels) > 1
         placed = {**arguments, **placement, "multiscale": many}
-        pixel = placement["scale"][0] / (record["mpp"] or 1.0)
-        arguments["metadata"][METADATA_KEY]["pixel"] = pixel  # of the image, for outlines
+        facts["pixel"] = placement["scale"][0] / (record["mpp"] or 1.0)
         return [(levels if many else levels[0], placed, "labels")]
     if (folder / "labels.tif").exists():
         mpp = record["mpp"]

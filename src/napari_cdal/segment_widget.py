@@ -363,6 +363,11 @@ class SegmentWidget(Container[Widget]):
         self._cutter = worker
         worker.start()
 
+    def add_model(self, name: str, folder: Path) -> None:
+        """Offer a model that was made meanwhile."""
+        self._folders[name] = folder
+        self.form.add_model(name, read_model_config(folder / "config.json"))
+
     def _set_running(self, running: bool) -> None:
         self.run_button.enabled = not running
         self.cancel_button.enabled = running

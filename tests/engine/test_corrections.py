@@ -50,7 +50,7 @@ def answer_of(labels: NDArray[np.uint32] | Path, ids: NDArray[np.uint32]) -> Ans
             "agreement": np.ones(count),
         }
     )
-    return Answer(labels, table, FACTS, 0.25)
+    return Answer(labels, table, FACTS, 0.25, SHAPE)
 
 
 @pytest.fixture(params=["tiff", "zarr"])
@@ -208,7 +208,7 @@ def test_another_answer_is_told_from_the_one_corrected(tmp_path: Path) -> None:
     labels = labels_of()
     answer = answer_of(labels, np.unique(labels)[1:])
     CorrectedCopy(tmp_path, answer).close()
-    newer = Answer(labels, answer.objects, FACTS | {"digest": "new"}, 0.25)
+    newer = Answer(labels, answer.objects, FACTS | {"digest": "new"}, 0.25, SHAPE)
     with CorrectedCopy(tmp_path, newer) as copy:
         assert not copy.is_of(newer)
         assert copy.record["answer"] == FACTS

@@ -36,6 +36,8 @@ class Answer:
         `seed`.
     mpp : float or None
         Micrometres per pixel of the image.
+    shape : tuple of int
+        (H, W) of the image.
     pixel : float
         Pixels of the image to one of the labels.
     corner : tuple of float
@@ -46,6 +48,7 @@ class Answer:
     objects: pa.Table
     facts: dict[str, Any]
     mpp: float | None
+    shape: tuple[int, int]
     pixel: float = 1.0
     corner: tuple[float, float] = (0.0, 0.0)
 
@@ -88,7 +91,9 @@ def of_results(folder: Path) -> Answer:
     facts = {"source": Path(str(record["input"]["path"])).name}
     facts |= {"model": record["model"]["name"], "digest": record["model"]["digest"]}
     facts |= {name: parameters[name] for name in _FACTS}
-    return Answer(labels, objects, facts, record["mpp"], _pixel(record, pyramid))
+    height, width = record["input"]["shape"][:2]
+    pixel = _pixel(record, pyramid)
+    return Answer(labels, objects, facts, record["mpp"], (height, width), pixel)
 
 
 def _pixel(record: dict[str, Any], pyramid: Path) -> float:

@@ -29,7 +29,7 @@ from ..batch.lock import alone
 from ..errors import CdalError
 from ..io.ome_zarr import update_labels, write_labels
 from ..io.records import write_json, writing
-from ..io.results import LARGE, write_label_tiff
+from ..io.results import LARGE, write_plane
 from ..tiling import Box
 from .answer import Answer
 from .edits import Touched, now
@@ -113,13 +113,14 @@ class CorrectedCopy:
         elif large:
             write_labels(aside, answer.labels, answer.spacing, answer.offset)
         else:
-            write_label_tiff(aside, answer.labels, answer.spacing)
+            write_plane(aside, answer.labels, answer.spacing)
         os.replace(aside, target)
         pq.write_table(answer.objects, self.folder / "answer.parquet")
         record = {
             "version": __version__,
             "answer": answer.facts,
             "mpp": answer.mpp,
+            "shape": list(answer.shape),
             "pixel": answer.pixel,
             "corner": list(answer.corner),
             "started": now(),
@@ -237,7 +238,7 @@ class CorrectedCopy:
                     whole = tifffile.imread(self.labels_path)
                     whole[box] = labels
                     aside = self.folder / ".labels.tif"
-                    write_label_tiff(aside, whole, self.spacing)
+                    write_plane(aside, whole, self.spacing)
                     os.replace(aside, self.labels_path)
             record = self._record
             record["objects"] |= {str(label): each for label, each in edit.touched.items()}
@@ -317,18 +318,7 @@ class CorrectedCopy:
         with writing(path):
             path.parent.mkdir(exist_ok=True)
             aside = path.with_name(f".{path.name}")
-            spacing = self.spacing
-            resolution = None if spacing is None else (1e4 / spacing, 1e4 / spacing)
-            unit = None if spacing is None else tifffile.RESUNIT.CENTIMETER
-            photometric = "rgb" if picture.ndim == 3 else "minisblack"
-            tifffile.imwrite(
-                aside,
-                picture,
-                compression="zlib",
-                photometric=photometric,
-                resolution=resolution,
-                resolutionunit=unit,
-            )
+            write_plane(aside, picture, self.spacing, rgb=picture.ndim == 3)
             os.replace(aside, path)
 
 
