@@ -35,6 +35,7 @@ __all__ = [
     "columns_of",
     "copy_folder",
     "corrected_layer",
+    "corrected_name",
     "picture_of",
     "placed_at",
     "scopes",
@@ -269,12 +270,17 @@ def _image_of(viewer: napari.viewer.Viewer, layer: Labels) -> Image | None:
 # -- what comes of it -----------------------------------------------------------------------------
 
 
+def corrected_name(source: Labels) -> str:
+    """Name of the layer that shows corrected labels."""
+    return f"corrected: {source.name.removeprefix('labels: ')}"
+
+
 def corrected_layer(viewer: napari.viewer.Viewer, source: Labels, copy: CorrectedCopy) -> Labels:
     """Show the corrected labels, in place of those they were made of."""
     data: Any = copy.labels
     if copy.labels_path.suffix == ".zarr":
         data = _levels(copy.labels_path)
-    name = f"corrected: {source.name.removeprefix('labels: ')}"
+    name = corrected_name(source)
     if name in viewer.layers:
         layer = viewer.layers[name]
         layer.data = data

@@ -40,7 +40,8 @@ class Learning:
         self._copy, self._folder = copy, folder
         self._model, self._device, self._minutes = model, device, minutes
         self.rows: deque[dict[str, float]] = deque()  # reported, and not shown yet
-        self.stopped: Callable[[], bool] = lambda: False
+        self.stop = False  # a worker that is told to quit returns nothing
+        self.abandoned: Callable[[], bool] = lambda: False
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return "fine-tuning on corrections"
@@ -71,7 +72,7 @@ class Learning:
 
     def _report(self, row: dict[str, float]) -> None:
         self.rows.append(row)
-        if self.stopped():
+        if self.stop or self.abandoned():
             raise Cancelled
 
 
@@ -173,11 +174,11 @@ class LearnPage(QWidget):
         worker = create_worker(learning, _start_thread=False)
         reference = weakref.ref(worker)
 
-        def stopped() -> bool:
+        def abandoned() -> bool:
             alive = reference()
             return alive is None or bool(alive.abort_requested)
 
-        learning.stopped = stopped
+        learning.abandoned = abandoned
         worker.returned.connect(self._on_returned)
         worker.errored.connect(lambda error: self._say(f"{type(error).__name__}: {error}"))
         worker.finished.connect(self._on_finished)
@@ -189,8 +190,8 @@ class LearnPage(QWidget):
         worker.start()
 
     def _on_stop(self) -> None:
-        if self._worker is not None:
-            self._worker.quit()
+        if self._learning is not None:
+            self._learning.stop = True
             self.stop_button.enabled = False
             self._say("Stopping: what was learned so far is judged…")
 

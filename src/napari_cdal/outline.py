@@ -42,9 +42,7 @@ class Outline:
         rings = np.split(found.points, found.starts[1:-1])
         corner = np.array([box[0].start, box[1].start]) - 0.5  # a pixel's centre is whole here
         drawn = [ring[:-1, ::-1] + corner for ring in rings]
-        self._layer.add_polygons(
-            drawn, edge_width=1.5, edge_color=_COLOUR, face_color="transparent"
-        )
+        self._layer.add_polygons(drawn, edge_width=1, edge_color=_COLOUR, face_color="transparent")
 
     def hide(self) -> None:
         """Outline nothing."""

@@ -12,6 +12,7 @@ import tifffile
 import zarr
 from napari.utils.notifications import show_warning
 
+from cdal_engine.corrections.corrected import CORRECTED, RECORD
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.records import read_run
@@ -38,6 +39,7 @@ def results_layers(folder: Path) -> list[LayerData]:
         )
     with decoding(folder):
         layers = _image(record) + _maps(folder, record) + _labels(folder, record)
+        layers += _corrected(folder, record, layers)
     if not layers:
         raise CdalError("holds neither labels nor maps", "run again with --save labels", folder)
     return layers
@@ -56,10 +58,25 @@ def _image(record: dict[str, Any]) -> list[LayerData]:
         return []
 
 
-def _labels(folder: Path, record: dict[str, Any]) -> list[LayerData]:
+def _corrected(folder: Path, record: dict[str, Any], others: list[LayerData]) -> list[LayerData]:
+    """Labels that a person has corrected, in place of those they were made of."""
+    if not (folder / CORRECTED / RECORD).is_file():
+        return []
+    layers = _labels(folder, record, CORRECTED)
+    for _, arguments, kind in others if layers else ():
+        if kind == "labels":
+            arguments["visible"] = False
+    for _, arguments, _ in layers:
+        arguments["name"] = arguments["name"].replace("labels: ", f"{CORRECTED}: ", 1)
+        arguments["metadata"][METADATA_KEY]["what"] = CORRECTED
+    return layers
+
+
+def _labels(folder: Path, record: dict[str, Any], below: str = "") -> list[LayerData]:
     arguments = _described(record, "labels") | {"features": _features(folder)}
     facts = arguments["metadata"][METADATA_KEY]
     facts |= {"folder": str(folder), "pixel": record["input"].get("downsample", 1.0)}
+    folder = folder / below
     if (folder / "labels.nii.gz").exists():
         ((voxels, placed, _),) = source_layers(open_source(folder / "labels.nii.gz"))
         return [(voxels, placed | arguments, "labels")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ __all__ = ["COLOURS", "ORDERS", "Review"]
 
 ORDERS = ("disagreement", "score", "position")
 COLOURS = ("object", "agreement", "score", "reviewed")
+_OUTLINE = 2  # pixels; the objects stay visible inside it
 _REMEMBERED = 100  # steps back, as many as napari keeps of a layer
 _GREY, _DONE = (0.6, 0.6, 0.6, 1.0), (0.2, 0.8, 0.3, 1.0)
 
@@ -92,7 +93,8 @@ class Review:
             self._crop = Image(self.picture, name=f"region: {name}", rgb=rgb, **place)
             self._viewer.add_layer(self._crop)
         self.layer = Labels(self._base.copy(), name=f"review: {name}", **place)
-        self.layer.contour = source.contour
+        self.layer.contour = _OUTLINE
+        source.visible = False  # deleted objects would show through
         self._colormap = self.layer.colormap
         self._viewer.add_layer(self.layer)
         self._outline = Outline(self._viewer, place)
@@ -172,8 +174,8 @@ class Review:
         low, high = (np.asarray(self.layer.data_to_world(end)) for end in ends)
         camera.center = tuple(((low + high) / 2).tolist())
         shown = max(float(np.abs(high - low).max()), 1e-9) * camera.zoom
-        if not 25 <= shown <= 300:
-            camera.zoom *= 80 / shown
+        if not 20 <= shown <= 300:
+            camera.zoom *= 60 / shown
 
     # -- what is done to objects ------------------------------------------------------------------
 
@@ -336,13 +338,15 @@ class Review:
         CdalError
             If it cannot be written.
         """
-        self._writer.shutdown(wait=True)
+        if self._writing is not None:
+            wait([self._writing])
         edit = self.edit(reviewed)
         labels, numbers = renumbered(self._base, edit.labels, self.copy.next_label)
         touched = {numbers.get(label, label): each for label, each in edit.touched.items()}
         if reviewed and self.picture is not None:
             self.copy.keep_picture(self.box, self.picture)
         self.copy.write(Edit(self.box, labels, touched, reviewed))
+        self._writer.shutdown()
 
     def remove_layers(self) -> None:
         """Take the region's layers out of the viewer."""

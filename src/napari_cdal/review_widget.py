@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .corrections import (
     check_reviewable,
     copy_folder,
     corrected_layer,
+    corrected_name,
     scopes,
 )
 from .learn_page import LearnPage
@@ -211,6 +213,8 @@ class ReviewWidget(Container[Widget]):
         notes = self._take_copy(layer)
         assert self.copy is not None
         box = box_of(layer, self.scope.value, self.copy.regions(reviewed=True))
+        if corrected_name(layer) in self._viewer.layers:
+            self._viewer.layers[corrected_name(layer)].visible = False
         self.review = Review(self._viewer, layer, self.copy, box, self._show)
         self._bind(self.review)
         self.review.sort(self.order.value)
@@ -339,7 +343,8 @@ class ReviewWidget(Container[Widget]):
         review, copy = self.review, self.copy
         self.review = self.copy = None
         if review is not None:
-            review.write(reviewed=False)
+            with suppress(CdalError):  # what was kept is written when it is opened again
+                review.write(reviewed=False)
         if copy is not None:
             copy.close()
 

@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import tifffile
 import zarr
 from numpy.typing import NDArray
 
+from cdal_engine.corrections import export as exporting
 from cdal_engine.corrections.answer import Answer
 from cdal_engine.corrections.corrected import CorrectedCopy
 from cdal_engine.corrections.edits import changes, renumbered, split
@@ -277,3 +281,73 @@ def test_corrections_are_no_input(tmp_path: Path) -> None:
     labels = labels_of((60, 60))
     CorrectedCopy(results / "corrected", answer_of(labels, np.unique(labels)[1:])).close()
     assert find_sources(tmp_path) == []
+
+
+def test_exported_objects_lie_where_they_are_in_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of a region, at half the image's resolution; objects across tiles stay whole."""
+    monkeypatch.setattr(exporting, "_TILE", 64)
+    labels = labels_of((200, 150))
+    ids = np.unique(labels)[1:]
+    answer = replace(answer_of(labels, ids), shape=(900, 900), pixel=2.0, corner=(30.0, 70.0))
+    whole = (slice(0, 200), slice(0, 150))
+    with CorrectedCopy(tmp_path / "corrected", answer) as copy:
+        edited = labels.copy()
+        edited[edited == ids[0]] = 0
+        edited[150:190, 140:150] = 500
+        touched = {
+            int(ids[0]): {"action": "deleted", "when": "now"},
+            500: {"action": "drawn", "when": "now"},
+        }
+        copy.write(Edit(whole, edited, touched))
+        exporting.export(copy, tmp_path / "out")
+        with pytest.raises(CdalError, match="exist already"):
+            exporting.export(copy, tmp_path / "out")
+    rows = {
+        row["label"]: row for row in pq.read_table(tmp_path / "out/objects.parquet").to_pylist()
+    }
+    assert set(rows) == (set(ids.tolist()) - {int(ids[0])}) | {500}
+    for label, row in rows.items():
+        y, x = np.nonzero(edited == label)
+        assert row["area_px"] == 4 * len(y)
+        assert row["x"] == pytest.approx(70 + 2 * (x.mean() + 0.5))
+        assert row["y0"] == 30 + 2 * y.min()
+        assert row["x1"] == 70 + 2 * (x.max() + 1)
+        assert (row["score"] is None) == (label == 500)
+    assert rows[500]["corrected"] == "drawn"
+    outlines = json.loads((tmp_path / "out" / "objects.geojson").read_text())["features"]
+    corners = np.array([f["geometry"]["coordinates"][0][0] for f in outlines])
+    assert len(outlines) == len(rows)
+    assert corners.min() >= 30
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "labels.tif"), edited)
+
+
+def test_labels_without_objects_are_exported_with_empty_tables(tmp_path: Path) -> None:
+    labels = np.zeros((40, 40), np.uint32)
+    with CorrectedCopy(tmp_path / "corrected", answer_of(labels, np.unique(labels)[1:])) as copy:
+        exporting.export(copy, tmp_path / "out")
+    assert pq.read_table(tmp_path / "out" / "objects.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize("size", [(512, 512), (513, 1100), (40, 60)])
+def test_pieces_cover_a_region_once(size: tuple[int, int]) -> None:
+    counts = np.zeros((600, 1200), int)
+    box = tuple(slice(7, 7 + n) for n in size)
+    for piece in exporting.pieces(box):
+        assert all(s.stop - s.start <= 512 for s in piece)
+        counts[piece] += 1
+    expected = np.zeros_like(counts)
+    expected[box] = 1
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_regions_are_held_out_whole() -> None:
+    from cdal_engine.corrections.learn import held_out
+
+    stems = {n: [f"region-{n}-{i}" for i in (1, 2)] for n in range(1, 11)}
+    assert held_out(stems) == [*stems[9], *stems[10]]
+    assert held_out({1: ["a"], 2: ["b"]}) == ["b"]
+    assert held_out({1: ["a", "b", "c"]}) == ["c"]
+    with pytest.raises(CdalError, match="review a second"):
+        held_out({1: ["a"]})
