@@ -12,6 +12,7 @@ import tifffile
 import zarr
 from napari.utils.notifications import show_warning
 
+from cdal_engine.corrections.corrected import CORRECTED, RECORD
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.records import read_run
@@ -40,6 +41,7 @@ def results_layers(folder: Path) -> list[LayerData]:
         )
     with decoding(folder):
         layers = _image(record) + _maps(folder, record) + _labels(folder, record)
+        layers += _corrected(folder, record, layers)
     if not layers:
         raise CdalError("holds neither labels nor maps", "run again with --save labels", folder)
     return layers
@@ -58,27 +60,44 @@ def _image(record: dict[str, Any]) -> list[LayerData]:
         return []
 
 
-def _labels(folder: Path, record: dict[str, Any]) -> list[LayerData]:
+def _corrected(folder: Path, record: dict[str, Any], others: list[LayerData]) -> list[LayerData]:
+    """Labels that a person has corrected, in place of those they were made of."""
+    if not (folder / CORRECTED / RECORD).is_file():
+        return []
+    layers = _labels(folder, record, CORRECTED)
+    for _, arguments, kind in others if layers else ():
+        if kind == "labels":
+            arguments["visible"] = False
+    for _, arguments, _ in layers:
+        arguments["name"] = arguments["name"].replace("labels: ", f"{CORRECTED}: ", 1)
+        arguments["metadata"][METADATA_KEY]["what"] = CORRECTED
+    return layers
+
+
+def _labels(folder: Path, record: dict[str, Any], below: str = "") -> list[LayerData]:
+    """The labels that were found, or those in the folder `below`, with the table of the first."""
     arguments = _described(record, "labels")
-    if (folder / "labels.nii.gz").exists():
-        ((voxels, placed, _),) = source_layers(open_source(folder / "labels.nii.gz"))
+    facts = arguments["metadata"][METADATA_KEY]
+    pixel = facts["pixel"] = record["input"].get("downsample", 1.0)  # of the image, for outlines
+    facts["folder"] = str(folder)
+    here = folder / below
+    if (here / "labels.nii.gz").exists():
+        ((voxels, placed, _),) = source_layers(open_source(here / "labels.nii.gz"))
         arguments["features"] = _features(folder)
         return [(voxels, placed | arguments, "labels")]
-    if (folder / "labels.ome.zarr").exists():
-        levels, placement = _pyramid(folder / "labels.ome.zarr")
+    if (here / "labels.ome.zarr").exists():
+        levels, placement = _pyramid(here / "labels.ome.zarr")
         many = len(levels) > 1
-        pixel = placement["scale"][0] / (record["mpp"] or 1.0)
-        arguments["metadata"][METADATA_KEY]["pixel"] = pixel  # of the image, for outlines
+        pixel = facts["pixel"] = placement["scale"][0] / (record["mpp"] or 1.0)
         arguments["features"] = _features(folder, pixel)
         placed = {**arguments, **placement, "multiscale": many}
         return [(levels if many else levels[0], placed, "labels")]
-    if (folder / "labels.tif").exists():
+    if (here / "labels.tif").exists():
         mpp = record["mpp"]
-        pixel = record["input"].get("downsample", 1.0)
         spacing = (mpp or 1.0) * pixel
         arguments["features"] = _features(folder, pixel)
         placement = {"scale": (spacing,) * 2, "units": (_unit(mpp is not None),) * 2}
-        return [(tifffile.imread(folder / "labels.tif"), {**arguments, **placement}, "labels")]
+        return [(tifffile.imread(here / "labels.tif"), {**arguments, **placement}, "labels")]
     return []
 
 

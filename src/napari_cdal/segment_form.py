@@ -60,7 +60,7 @@ class SegmentForm:
         configs: Mapping[str, ModelConfig],
         chosen: Preferences,
     ) -> None:
-        self._configs = configs
+        self._configs = dict(configs)
         self.image = ComboBox(label="Image", choices=images, tooltip="The layer to segment.")
         self.scope = ComboBox(label="Segment", choices=scopes)
         self.scope.tooltip = "All of it, what the window shows, or each shape of a Shapes layer."
@@ -107,6 +107,11 @@ class SegmentForm:
     def config(self) -> ModelConfig | None:
         """Config of the chosen model; None if there is none."""
         return self._configs.get(self.model.value)
+
+    def add_model(self, name: str, config: ModelConfig) -> None:
+        """Offer a model that was made meanwhile."""
+        self._configs[name] = config
+        self.model.choices = list(self._configs)
 
     def _rows(self) -> QFormLayout:
         rows = QFormLayout()

@@ -283,6 +283,10 @@ class SegmentWidget(Container[Widget]):
         self._cutter = worker
         worker.start()
 
+    def add_model(self, name: str, folder: Path) -> None:
+        """Offer a model that was made meanwhile."""
+        self._chosen.add_model(name, folder)
+
     def _set_running(self, running: bool) -> None:
         self.run_button.enabled = not running
         self.cancel_button.enabled = running
