@@ -119,10 +119,16 @@ class DiffusionConfig(_Frozen):
 
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 4
     beta_min: Annotated[float, Field(gt=0)] = 0.1
-    beta_max: Annotated[float, Field(gt=0)] = 20.0
+    beta_max: Annotated[float, Field(gt=0, le=100)] = 20.0
     # Amplitude of the label map in x_t. The smaller, the less of it shows through the noise, and
     # the more the denoiser looks at the image: Chen (2023), arXiv:2301.10972.
     label_scale: Annotated[float, Field(gt=0, le=1)] = 0.3
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.beta_min >= self.beta_max:
+            raise ValueError(f"beta_min {self.beta_min:g} is not below beta_max {self.beta_max:g}")
+        return self
 
 
 class AttentionConfig(_Frozen):

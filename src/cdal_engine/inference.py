@@ -22,6 +22,7 @@ from .answers import object_map, object_probability, pooled, tempered
 from .config import ModelConfig
 from .device import is_out_of_memory
 from .diffusion import NoiseSchedule
+from .errors import CdalError
 from .model import Networks
 from .networks import to_label_grid
 from .noise import latent, noise
@@ -199,6 +200,11 @@ class Inference:
                     )
                 at_once = smaller
                 continue
+            if not answer.mean.isfinite().all():
+                raise CdalError(
+                    "the model answers with values that are no numbers",
+                    "take another model; one of your own was trained or imported wrong",
+                )
             for i, tile in enumerate(batch):
                 self._store(maps, seen_from(first, tile.core), answer, (i, ..., *tile.inside))
             tiles = tiles[len(batch) :]

@@ -15,7 +15,8 @@ DISCRIMINATOR_BLOCKS: dict[DiscriminatorSize, tuple[tuple[int, bool], ...]] = {
     "small": ((2, False), (4, True), (8, True), (8, True)),
 }
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1024)]
+Few = Annotated[int, Field(ge=1, le=16)]
 _CONDITION_GROUPS = 32  # of the condition encoder's group norms
 
 
@@ -37,25 +38,27 @@ class NcsnppConfig(BaseModel):
     image_size: Positive  # pixels, before any halving
     num_channels: Positive  # label channels K
 
-    num_channels_dae: Annotated[int, Field(multiple_of=_CONDITION_GROUPS, ge=_CONDITION_GROUPS)]
-    ch_mult: Annotated[tuple[Positive, ...], Field(min_length=1)]  # one per level
-    num_res_blocks: Positive  # per level
+    num_channels_dae: Annotated[
+        int, Field(multiple_of=_CONDITION_GROUPS, ge=_CONDITION_GROUPS, le=1024)
+    ]
+    ch_mult: Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)]  # one per level
+    num_res_blocks: Few  # per level
     attn_resolutions: tuple[Positive, ...]  # sizes in pixels at which levels attend
-    cond_enc_layers: Positive
-    cond_enc_num_res_blocks: Positive
+    cond_enc_layers: Few
+    cond_enc_num_res_blocks: Few
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in training
     not_use_tanh: bool = False
 
     nz: Positive  # values of the latent z
     z_emb_dim: Positive
-    n_mlp: Annotated[int, Field(ge=0)]
+    n_mlp: Annotated[int, Field(ge=0, le=64)]
 
     num_timesteps: Annotated[int, Field(ge=1, le=16)]  # T, as `DiffusionConfig.steps`
     beta_min: Annotated[float, Field(gt=0)]
-    beta_max: Annotated[float, Field(gt=0)]
+    beta_max: Annotated[float, Field(gt=0, le=100)]
 
     ngf: Positive  # width of the discriminators
-    t_emb_dim: Annotated[int, Field(ge=4, multiple_of=2)]  # of the discriminators
+    t_emb_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=2)]  # of the discriminators
     attn_scale: Annotated[int, Field(ge=0)]  # which of their features is the attention
 
     resblock_type: Literal["biggan"] = "biggan"
@@ -73,6 +76,8 @@ class NcsnppConfig(BaseModel):
 
     @model_validator(mode="after")
     def _buildable(self) -> Self:
+        if self.beta_min >= self.beta_max:
+            raise ValueError(f"beta_min {self.beta_min:g} is not below beta_max {self.beta_max:g}")
         if self.image_size % self.stride:
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of the total stride {self.stride}"

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from . import weights
 from .config import ModelConfig, validated
 from .errors import CdalError
@@ -20,6 +22,7 @@ from .networks.published_names import (
     generator_names,
     load_published,
     read_published,
+    translated,
 )
 
 __all__ = ["import_model", "model_config", "network_config", "read_parameters"]
@@ -60,7 +63,7 @@ def read_parameters(path: Path) -> NcsnppConfig:
         values = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CdalError(f"cannot be read: {error.strerror}", "check the path", path) from None
-    except ValueError as error:  # of its encoding or its syntax
+    except (ValueError, RecursionError) as error:  # of its encoding, syntax or depth
         raise CdalError(f"not JSON: {error}", "check its syntax", path) from None
     return network_config(values, path)
 
@@ -145,6 +148,9 @@ def import_model(
         changed = network.model_dump() | {"discriminator": _size_of(discriminator)}
         network = validated(NcsnppConfig, changed, parameters)
     config = model_config(network, parameters)
+    with torch.device("meta"):  # no memory is taken for what the files do not fit
+        expected = Networks(config).generator.state_dict()
+    translated(read_published(generator), generator_names(network), expected, generator)
     networks = Networks(config)
     load_published(networks.generator, generator_names(network), generator)
     if discriminator is not None and network.discriminator is not None:

@@ -190,15 +190,15 @@ class Chosen:
             check_memory(job.plane.name, size, larger, count, self._memory_gb, steps)
         return replace(job, samples=added, kept=kept)
 
-
-def _can_grow(answer: Answer) -> bool:
-    found = answer.segmentation
-    return found.samples is not None and found.mean is not None and not answer.so_far
-
     def add_model(self, name: str, folder: Path) -> None:
         """Offer a model that was made meanwhile."""
         self._folders[name] = folder
         self.form.add_model(name, read_model_config(folder / "config.json"))
+
+
+def _can_grow(answer: Answer) -> bool:
+    found = answer.segmentation
+    return found.samples is not None and found.mean is not None and not answer.so_far
 
 
 def _readable(folders: Mapping[str, Path]) -> dict[str, ModelConfig]:

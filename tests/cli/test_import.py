@@ -136,6 +136,26 @@ def test_what_cannot_be_done_ends_in_one_line(
         assert len(ended.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"beta_max": 1e6}, "beta_max"),
+        ({"beta_min": 30.0}, "not below beta_max"),
+        ({"num_channels_dae": 32_000_000}, "num_channels_dae"),
+        ({"num_channels_dae": 1024, "ch_mult": [16, 16, 16]}, "of another shape"),  # 100 GB of it
+    ],
+)
+def test_parameters_that_cannot_be_are_refused_at_once(
+    changes: dict[str, Any], reason: str, parity_data: Path, cdal: Callable
+) -> None:
+    given = arguments(parity_data, "rgb_tiny")
+    values = json.loads(Path("parameters.json").read_text()) | changes
+    Path("parameters.json").write_text(json.dumps(values))
+    ended = cdal("models", "import", *given)
+    assert ended.code == 2, ended
+    assert reason in ended.err
+
+
 def test_records_from_before_there_were_tile_modes_are_resumed(
     cdal: Callable, image: Path, tiny_model: Path
 ) -> None:

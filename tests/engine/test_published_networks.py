@@ -219,7 +219,19 @@ def test_files_of_anything_but_weights_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not weights at all")
     assert "not a file of weights only" in error_of(lambda: read_published(path))
     torch.save({"module.a": Path("/")}, path)  # a pickle that would run code of pathlib
-    assert "not a file of weights only" in error_of(lambda: read_published(path))
+    assert "save the state dict alone" in error_of(lambda: read_published(path))
+    for odd in (
+        torch.ones(3, dtype=torch.complex64),
+        torch.ones(3).long(),
+        torch.tensor([torch.nan]),
+    ):
+        torch.save({"module.a": odd}, path)
+        assert "floating-point tensors: module.a" in error_of(lambda: read_published(path))
+    torch.save({"module.a": torch.linspace(0, 1, 4096)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40  # torch itself does not notice
+    path.write_bytes(content)
+    assert "checksum" in error_of(lambda: read_published(path))
     torch.save({"epoch": 3}, path)
     assert "more than tensors" in error_of(lambda: read_published(path))
 

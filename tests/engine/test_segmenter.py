@@ -206,6 +206,14 @@ def test_tile_must_lie_on_the_grid(tiny_model: Path) -> None:
         Segmenter(Model.load(tiny_model), "cpu", tile=33)
 
 
+def test_an_answer_that_is_no_number_is_refused(tiny_model: Path) -> None:
+    model = Model.load(tiny_model)
+    next(model.networks.generator.parameters()).data.fill_(torch.inf)
+    for steps in (0, 2):
+        with pytest.raises(CdalError, match="no numbers"):
+            Segmenter(model, "cpu").segment(IMAGE, steps=steps)
+
+
 def test_unknown_and_absent_devices() -> None:
     with pytest.raises(CdalError, match="unknown device"):
         select_device("gpu")

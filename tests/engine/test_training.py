@@ -119,7 +119,7 @@ def test_a_run_leaves_what_it_promises(data: Path, tmp_path: Path) -> None:
         assert picture.width > 500
     (drawn,) = (run / "examples").iterdir()
     with Image.open(drawn) as picture:
-        assert picture.size == (96, 96)
+        assert picture.size == (3 * 96, 3 * 96)  # enlarged
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("dice")] == [6]
     assert board.Scalars("dice")[0].value == pytest.approx(rows[-1]["dice"], abs=1e-5)
@@ -326,6 +326,25 @@ def test_a_stopped_run_is_saved_where_it_stopped(data: Path, tmp_path: Path) -> 
     resumed = train(config, data, tmp_path / "cut", resume=True)
     for name, value in whole.learner.networks.state_dict().items():
         assert torch.equal(value, resumed.learner.networks.state_dict()[name]), name
+
+
+def test_validation_can_be_stopped_too(data: Path, tmp_path: Path) -> None:
+    config = config_of()
+    answers = []
+
+    def stop(row: dict[str, float]) -> None:
+        if "answers" in row:
+            answers.append(row["answers"])
+            raise Cancelled
+
+    trainer = Trainer(config, split(find_pairs(data), config), tmp_path / "cut", "cpu")
+    with pytest.raises(Cancelled):
+        trainer.run(stop)
+    assert answers == [1]
+    resumed = train(config, data, tmp_path / "cut", resume=True)
+    (row,) = read_rows(tmp_path / "cut" / "metrics.csv")
+    assert row["step"] == resumed.step == config.steps
+    assert "dice" in row
 
 
 def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> None:

@@ -96,13 +96,15 @@ def _say_best(best: Path, init: str | None, learned: bool) -> None:
 
 
 def _watched(work: Callable[[_Report], _T], saved: str) -> _T:
-    """Run training with its progress shown; Ctrl-C ends it between two steps, and says `saved`."""
+    """Run training with its progress shown; Ctrl-C ends it between steps and says `saved`."""
     with deferred(_told) as stop, share_bar("training") as update:
 
         def report(row: dict[str, float]) -> None:
-            loss = row.get("reconstruction", float("nan"))
-            rate = row["seconds"] / max(row["step"], 1)
-            text = f"step {row['step']:.0f}, {rate:.2f} s each, loss {loss:.3f}"
+            text = f"step {row['step']:.0f}, {row['seconds'] / max(row['step'], 1):.2f} s each"
+            if "answers" in row:
+                text += f", validation: {row['answers']:.0f} answers"
+            elif "reconstruction" in row:
+                text += f", loss {row['reconstruction']:.3f}"
             update(text, row["progress"])
             if "dice" in row:
                 scores = ", ".join(f"{k} {row[k]:.3f}" for k in ("dice", "aji", "pq") if k in row)
@@ -125,7 +127,7 @@ def _check_resume(resume: bool, output: Path | None, init: str | None) -> None:
 
 
 def _told() -> None:
-    console.print("ending after this step …")
+    console.print("ending after this step or image …")
 
 
 def _settings(config: Path | None, start: "Model | None") -> "TrainConfig":

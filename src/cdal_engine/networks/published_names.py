@@ -6,6 +6,9 @@ Tensors keep their layout.
 
 from __future__ import annotations
 
+import pickle
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -193,15 +196,37 @@ def read_published(path: Path) -> dict[str, Tensor]:
     """Read a published state dict, tensors only; raises `CdalError` for any other file."""
     remedy = "copy or download the file again"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch does not look at checksums
+            if damaged is not None:
+                raise CdalError(f"damaged: the checksum of {damaged} is wrong", remedy, path)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CdalError(f"cannot read the weights: {error.strerror}", remedy, path) from None
-    except Exception as error:  # a corrupt pickle raises whatever it comes upon
-        reason = str(error).partition("\n")[0]
+    except pickle.UnpicklingError:
+        raise CdalError(
+            "not a file of weights only",
+            "save the state dict alone: torch.save(network.state_dict(), FILE)",
+            path,
+        ) from None
+    except CdalError:
+        raise
+    except Exception as error:  # a corrupt file raises whatever it comes upon
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CdalError(f"not a file of weights only: {reason}", remedy, path) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CdalError("not a state dict: it holds more than tensors", remedy, path)
+    odd = [str(k) for k, v in state.items() if not _is_weight(v)]
+    if odd:
+        raise CdalError(f"not dense, finite floating-point tensors: {_few(odd)}", remedy, path)
     return {str(key): value for key, value in state.items()}
+
+
+def _is_weight(value: Tensor) -> bool:
+    dense = value.layout == torch.strided and not value.is_meta
+    return dense and value.is_floating_point() and bool(value.isfinite().all())
 
 
 def load_published(network: nn.Module, names: Mapping[str, str], path: Path) -> None:

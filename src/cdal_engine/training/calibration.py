@@ -6,7 +6,7 @@ mends most of that, and changes hardly any label: temperature scaling, Guo et al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,18 +67,24 @@ def best_threshold(
 
 
 def decoding_fitted(
-    model: Model, pairs: Sequence[Pair], device: str, mpp: float | None
+    model: Model,
+    pairs: Sequence[Pair],
+    device: str,
+    mpp: float | None,
+    on_image: Callable[[str], None] | None = None,
 ) -> tuple[ModelConfig, Scores]:
     """The model's config with temperatures and thresholds that fit `pairs`, and the mean scores.
 
     The scores are of the model with neither, and with them: `fitted_dice`, the sampled mean's Dice.
+    `on_image` as in `evaluate_each`.
     Target `classes` is left with neither: its labels are the likeliest class, without a cut.
     """
     config = model.config.with_decoding(**_UNFITTED)
     segmenter = Segmenter(replace(model, config=config), device)
     scores: Scores = {}
     kinds = dict(reversed(answers_of(config).items()))
-    evaluations = evaluate_each(segmenter, pairs, list(kinds.values()), mpp=mpp)
+    steps = list(kinds.values())
+    evaluations = evaluate_each(segmenter, pairs, steps, mpp=mpp, on_image=on_image)
     for answer, evaluation in zip(kinds, evaluations, strict=True):
         prefix = "supervised_" if answer == "supervised" else ""
         answers = evaluation.samples, evaluation.truths

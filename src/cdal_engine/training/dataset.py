@@ -230,7 +230,9 @@ def read_pair(
         size = image.shape[:2]
         mpp = source.mpp if mpp is None else mpp
     if labels.shape != size:
-        raise CdalError(f"image {size} and label {labels.shape} differ in size")
+        raise CdalError(
+            f"image {size} and label {labels.shape} differ in size", "label the image at its size"
+        )
     one_value = model.target == "nuclei" and len(np.unique(labels[labels > 0])) == 1
     if one_value and instances.components(labels > 0).max() > 1:
         raise CdalError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -132,8 +133,9 @@ class Trainer:
         Parameters
         ----------
         report : callable, optional
-            Called after every step with `progress` in 0 … 1 and the losses, and after validation
-            with its metrics. If it raises `Cancelled`, the run is saved and can be resumed.
+            Called after every step with `progress` in 0 … 1 and the losses, in validation with
+            `answers`, how many are scored, and after it with its metrics. If it raises `Cancelled`,
+            the run is saved and can be resumed.
 
         Raises
         ------
@@ -149,7 +151,7 @@ class Trainer:
             with self.team.together(_follow, *followed):
                 self._run(report)
         except Cancelled:
-            self._save()  # raised between two steps: nothing is half done
+            self._save()  # raised between two steps or in validation: nothing is half done
             raise
         return self.run_folder / "best"
 
@@ -183,9 +185,15 @@ class Trainer:
     def _score(self, losses: dict[str, list[float]], report: Report) -> None:
         """Validate, save, and add a row to metrics.csv, the curves and TensorBoard."""
         row = {"step": float(self.step), "seconds": self.seconds}
+        answers = itertools.count(1)
+
+        def scored(_: str) -> None:
+            so_far = {"progress": self._progress(), "answers": float(next(answers))}
+            report({"step": row["step"], "seconds": row["seconds"]} | so_far)
+
         row |= {name: float(np.mean(values)) for name, values in losses.items()}
+        row |= self._validate(scored)
         losses.clear()
-        row |= self._validate()
         self._save()  # with the best score, which `best/` now holds
         append_row(self.run_folder / "metrics.csv", row)
         draw_curves(read_rows(self.run_folder / "metrics.csv"), self.run_folder / "curves.png")
@@ -204,15 +212,15 @@ class Trainer:
 
     # -- results ----------------------------------------------------------------------------------
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, scored: Callable[[str], None]) -> dict[str, float]:
         """Score the averaged model as users will run it, and keep it if it is the best so far."""
         if self.step == 0 and self.init is not None:
-            _, scores = self._judged(self.init)
+            _, scores = self._judged(self.init, scored)
             config, networks = self.init.config, self.init.networks  # best/ is the model as it was
         else:
             last, networks = self.run_folder / "last", self.learner.average
             Model.save(last, self.config.model, networks)
-            config, scores = self._judged(Model.load(last))
+            config, scores = self._judged(Model.load(last), scored)
             Model.save(last, config, networks)
         score = scores.get(deciding_score(self.config), math.inf)
         self.in_vain += 1
@@ -227,14 +235,15 @@ class Trainer:
         folder = self.run_folder / "examples"
         return draw_examples(best, self.pairs[1], folder, self.config.mpp)
 
-    def _judged(self, model: Model) -> tuple[ModelConfig, Scores]:
+    def _judged(self, model: Model, scored: Callable[[str], None]) -> tuple[ModelConfig, Scores]:
         """The model's config with the decoding that is due, and its scores if it has images."""
         pairs, device, mpp = self.pairs[1], str(self.team.device), self.config.mpp
         if not pairs:
             return model.config, {}
         if self.config.decoding == "fitted":
-            return decoding_fitted(model, pairs, device, mpp)
-        return model.config, evaluate(Segmenter(model, device), pairs, mpp=mpp).mean
+            return decoding_fitted(model, pairs, device, mpp, scored)
+        segmenter = Segmenter(model, device)
+        return model.config, evaluate(segmenter, pairs, mpp=mpp, on_image=scored).mean
 
     def _save(self) -> None:
         state = self.learner.state() | {

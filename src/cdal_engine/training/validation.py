@@ -198,9 +198,10 @@ def evaluate(
     mpp: float | None = None,
     samples: int = 5,
     steps: int | None = None,
+    on_image: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Segment and score every pair; options as `Segmenter.segment`."""
-    return evaluate_each(segmenter, pairs, (steps,), mpp=mpp, samples=samples)[0]
+    """Segment and score every pair; options as `evaluate_each`."""
+    return evaluate_each(segmenter, pairs, (steps,), mpp=mpp, samples=samples, on_image=on_image)[0]
 
 
 def evaluate_each(
