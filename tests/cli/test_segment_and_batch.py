@@ -88,6 +88,15 @@ def test_batch_does_the_good_and_names_the_broken(
     assert "7 segmented, 5 failed" in ended.out
 
 
+def test_a_plain_image_says_that_it_has_no_tissue_mask(
+    cdal: Callable, folder: Path, tiny_model: Path
+) -> None:
+    arguments = ("segment", folder / "a.png", "--model", tiny_model, "--samples", 1)
+    assert "--no-tissue-mask" not in cdal(*arguments).err
+    ended = cdal(*arguments, "--no-tissue-mask")
+    assert (ended.code, ended.err.count("--no-tissue-mask is for slides")) == (0, 1), ended
+
+
 def test_slides_take_regions_and_no_tissue_mask(
     cdal: Callable, tmp_path: Path, tiny_model: Path
 ) -> None:
