@@ -49,7 +49,12 @@ SMALL = {
     "validate_every": 1e6,
     "checkpoint_every": 1e6,
 }
-PAPER = {"losses.adversarial": 0, "losses.supervised": 0, "model.decode.sample_weight": 1.0}
+PAPER = {
+    "objective": "paper",
+    "losses.adversarial": 0,
+    "losses.supervised": 0,
+    "model.decode.sample_weight": 1.0,
+}
 COLUMNS = {
     "dice": "Dice",
     "iou": "IoU",

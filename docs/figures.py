@@ -1,11 +1,13 @@
-"""Make the pictures of the pages with the real program: python docs/figures.py
+"""Make the pictures of the pages with the real program: python docs/figures.py [RUN]
 
 Segments the sample that comes with the package and writes to docs/images:
-overview.jpg, as `cdal demo` does, and maps.png, a part of it with what the pages explain.
+overview.jpg, as `cdal demo` does, and maps.png, a part of it with what the pages explain. Of RUN,
+the folder of a `cdal train`, come curves.png, and examples.png from its pictures.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,21 @@ def maps() -> None:
     figure.savefig(OUT / "maps.png", dpi=90)
 
 
+def training(run: Path) -> None:
+    """The curves of a training run, and its validation pictures side by side."""
+    shutil.copy(run / "curves.png", OUT / "curves.png")
+    pictures = [Image.open(path) for path in sorted((run / "examples").glob("*.png"))]
+    height, gap = max(picture.height for picture in pictures), 8
+    row = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, height), "white")
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + gap
+    row.save(OUT / "examples.png")
+
+
 if __name__ == "__main__":
     overview()
     maps()
+    if len(sys.argv) > 1:
+        training(Path(sys.argv[1]))

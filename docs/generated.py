@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,19 @@ models info NAME` a card.
 def write(folder: Path) -> None:
     """Write commands.md and models.md into `folder`."""
     folder.mkdir(exist_ok=True)
-    cards = [(model / "CARD.md").read_text("utf-8") for model in shipped().values()]
     _write(folder / "commands.md", COMMANDS + _commands())
+    cards = [_card(model, folder) for model in shipped().values()]
     _write(folder / "models.md", MODELS + "\n".join(_below(card) for card in cards))
+
+
+def _card(model: Path, folder: Path) -> str:
+    """The text of a model's card; its pictures are laid into the model's own folder."""
+    text = (model / "CARD.md").read_text("utf-8")
+    for picture in model.glob("*.png"):
+        (folder / model.name).mkdir(exist_ok=True)
+        shutil.copy(picture, folder / model.name)
+        text = text.replace(f"]({picture.name})", f"]({model.name}/{picture.name})")
+    return text
 
 
 def _commands() -> str:

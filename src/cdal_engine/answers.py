@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["object_probability", "pooled", "tempered"]
+__all__ = ["object_map", "object_probability", "pooled", "tempered"]
 
 _FLOOR = 1e-5  # of probabilities whose logarithm is taken: nothing is certain
 
@@ -45,6 +45,11 @@ def tempered(x_0: Tensor, temperature: float) -> Tensor:
 def object_probability(p: Tensor) -> Tensor:
     """Probability (B, ...) of belonging to any object, from (B, K, ...)."""
     return p[:, 0] if p.shape[1] == 1 else 1 - p[:, 0]
+
+
+def object_map(x: Tensor) -> Tensor:
+    """Channel (B, ...) of belonging to any object, of label maps or their states (B, K, ...)."""
+    return x[:, 0] if x.shape[1] == 1 else -x[:, 0]
 
 
 def _probability(x_0: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from .ncsnpp_config import NcsnppConfig
 
 __all__ = [
     "MAX_MEGAPIXELS",
+    "MAX_SAMPLES",
     "AttentionConfig",
     "DecodeConfig",
     "DiffusionConfig",
@@ -42,6 +43,7 @@ Pixels = Annotated[int, Field(ge=8)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MAX_STEPS = 16
 MAX_MEGAPIXELS = 400  # an input is segmented whole in memory, at about 60 bytes a pixel
+MAX_SAMPLES = 64
 
 _T = TypeVar("_T", bound=BaseModel)
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .answers import object_probability, pooled, tempered
+from .answers import object_map, object_probability, pooled, tempered
 from .config import ModelConfig
 from .device import is_out_of_memory
 from .diffusion import NoiseSchedule
@@ -49,6 +49,8 @@ class Maps:
         (h, w) float32 in 0 … 2, or of any sign and size for attention mode `paper`.
     samples : ndarray or None
         (S, h, w) float16 probability of any object, of each sample.
+    steps : ndarray or None
+        (2, T, S, h, w) float16 x_t and x̂_0 of any object, from step T to 1.
     """
 
     probability: NDArray[np.float32]
@@ -56,18 +58,26 @@ class Maps:
     masks: NDArray[np.bool_]
     attention: NDArray[np.float32] | None
     samples: NDArray[np.float16] | None
+    steps: NDArray[np.float16] | None = None
 
     @classmethod
     def empty(
-        cls, channels: int, samples: int, size: tuple[int, ...], attention: bool, keep: bool
+        cls,
+        channels: int,
+        samples: int,
+        size: tuple[int, ...],
+        attention: bool,
+        keep: bool,
+        steps: int = 0,
     ) -> Maps:
-        """Maps of `size`, all 0; `attention` and the `samples` only where asked for."""
+        """Maps of `size`, all 0; `attention`, `samples` and `steps` only where asked for."""
         return cls(
             probability=np.zeros((channels, *size), np.float32),
             deviation=np.zeros(size, np.float32),
             masks=np.zeros((samples, *size), bool),
             attention=np.zeros(size, np.float32) if attention else None,
             samples=np.zeros((samples, *size), np.float16) if keep else None,
+            steps=np.zeros((2, steps, samples, *size), np.float16) if steps else None,
         )
 
 
@@ -94,11 +104,15 @@ class AtOnce:
 
 
 class _Answer(NamedTuple):
-    """Of a batch of tiles: mean (B, K, h, w), objects (B, S, h, w), attention (B, h, w)."""
+    """Of a batch of tiles: mean (B, K, h, w), objects (B, S, h, w), attention (B, h, w).
+
+    And the steps (B, 2, T, S, h, w).
+    """
 
     mean: Tensor
     inside: Tensor
     attention: Tensor | None
+    steps: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -113,13 +127,15 @@ class Inference:
     samples, seed : int
     schedule : NoiseSchedule or None
         None for the supervised head's answer.
-    attention, keep_samples : bool
+    attention, keep_samples, keep_steps : bool
         Whether to compute and keep them.
     device : torch.device
     at_once : AtOnce
         Halved as often as memory does not suffice.
     advance : callable
         Called with how many passes over a tile, encoder's and denoiser's, are newly done.
+    first_sample : int
+        Which sample of the seed's is drawn first.
     """
 
     config: ModelConfig
@@ -132,6 +148,8 @@ class Inference:
     device: torch.device
     at_once: AtOnce
     advance: Callable[[int], None]
+    keep_steps: bool = False
+    first_sample: int = 0
 
     @property
     def passes(self) -> int:
@@ -154,7 +172,12 @@ class Inference:
         """
         first, size = tuple(s.start for s in box), tuple(s.stop - s.start for s in box)
         maps = Maps.empty(
-            self.config.label_channels, self.samples, size, self.attention, self.keep_samples
+            self.config.label_channels,
+            self.samples,
+            size,
+            self.attention,
+            self.keep_samples,
+            self.schedule.steps if self.schedule and self.keep_steps else 0,
         )
         tiles = sorted(tiles, key=lambda tile: [s.start for s in tile.core])  # batches the same too
         at_once = self.at_once
@@ -191,12 +214,16 @@ class Inference:
         if self.schedule is None:
             assert supervised is not None  # `Segmenter.check_options` has asked
             mean = tempered(supervised, decode.temperature)
-            return _Answer(mean, object_probability(mean)[:, None], None)
+            return _Answer(mean, object_probability(mean)[:, None], None, None)
         shape = len(tiles), self.config.label_channels, *image.shape[2:]
         total, inside, attention = torch.zeros(shape, device=self.device), [], []
-        for start in range(0, self.samples, samples_at_once):
-            group = range(start, min(start + samples_at_once, self.samples))
-            drawn = self._drawn(features, tiles, group)
+        steps: list[Tensor] = []
+        last = self.first_sample + self.samples
+        for start in range(self.first_sample, last, samples_at_once):
+            group = range(start, min(start + samples_at_once, last))
+            drawn, seen = self._drawn(features, tiles, group)
+            if seen:
+                steps.append(torch.stack(seen, dim=1).unflatten(2, (-1, len(group))))
             x_0 = drawn.x_0
             if supervised is not None:
                 x_0 = pooled(x_0, _repeat(supervised, len(group)), decode.sample_weight)
@@ -210,10 +237,11 @@ class Inference:
             total / self.samples,
             torch.cat(inside, dim=1),
             torch.cat(attention, dim=1).mean(dim=1) if attention else None,
+            torch.cat(steps, dim=3).movedim(2, 0) if steps else None,
         )
 
-    def _drawn(self, features: Any, tiles: list[Tile], group: range) -> Sample:
-        """Some of the samples of a batch of tiles, (B · S, ...)."""
+    def _drawn(self, features: Any, tiles: list[Tile], group: range) -> tuple[Sample, list[Tensor]]:
+        """Some of the samples of a batch of tiles, (B · S, ...), and what was seen at each step."""
         assert self.schedule is not None
         generator, config = self.networks.generator, self.config
         stride = generator.label_stride
@@ -238,8 +266,15 @@ class Inference:
             self.advance(len(tiles) * len(group))
             return x_0
 
+        seen: list[Tensor] = []  # (2, B · S, H, W) each
+
+        def see(x_t: Tensor, x_0: Tensor) -> None:
+            state = object_map(x_t).repeat_interleave(stride, -2).repeat_interleave(stride, -1)
+            seen.append(torch.stack([state, object_map(x_0)]).half().cpu())
+
         to_grid = partial(to_label_grid, scale=config.diffusion.label_scale, stride=stride)
-        return sample(denoise, to_grid, self.schedule, draw, draw_latent)
+        watched = see if self.keep_steps else None
+        return sample(denoise, to_grid, self.schedule, draw, draw_latent, watched), seen
 
     def _attention(self, drawn: Sample, image: Tensor) -> Tensor:
         """A_D (B · S, h, w) of the last step."""
@@ -257,6 +292,8 @@ class Inference:
         maps.masks[:, *at] = inside > self.config.decode.threshold
         if maps.samples is not None:
             maps.samples[:, *at] = inside
+        if maps.steps is not None and answer.steps is not None:
+            maps.steps[:, :, :, *at] = answer.steps[tile]
         if maps.attention is not None and answer.attention is not None:
             maps.attention[at] = answer.attention[tile].float().cpu()
 

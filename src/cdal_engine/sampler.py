@@ -35,6 +35,7 @@ def sample(
     schedule: NoiseSchedule,
     noise: Callable[[int], Tensor],
     latent: Callable[[int], Tensor],
+    seen: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Sample:
     """Run the reverse process: Xiao et al. (2022), eq. 4; paper section 2.3.
 
@@ -50,11 +51,15 @@ def sample(
         Step t in 1 … T to unit Gaussian noise (B, K, h, w); T gives x_T, t - 1 that of step t.
     latent : callable
         Step t to the latent z (B, L).
+    seen : callable, optional
+        Called at each step, from T to 1, with x_t and its x̂_0.
     """
     x_t = noise(schedule.steps)
     for step in range(schedule.steps, 0, -1):
         t = torch.full((len(x_t),), step)
         x_0 = denoise(x_t, schedule.fraction(t).to(x_t.device), latent(step))
+        if seen is not None:
+            seen(x_t, x_0)
         fresh = noise(step - 1) if step > 1 else torch.zeros_like(x_t)
         x_prev = q_posterior(schedule, to_label_grid(x_0), x_t, t, fresh)
         if step > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import targets
-from .config import MAX_MEGAPIXELS, ModelConfig
-from .counts import SampleCounts
+from .config import MAX_MEGAPIXELS, MAX_SAMPLES, ModelConfig
 from .device import memory_reported, out_of_memory, select_device
 from .diffusion import NoiseSchedule
 from .errors import Cancelled, CdalError
@@ -23,7 +22,8 @@ from .memory import fitting
 from .model import Model
 from .networks import receptive_halo
 from .objects import entropy, measured
-from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample, rgb8
+from .preparation import Grid, Limits, grid_scale, normalise, prepare, resample, rgb8, seen_by
+from .segmentation import Segmentation
 from .tiling import Box, Tile, hull, plan, plan_fixed
 
 __all__ = [
@@ -38,56 +38,7 @@ Progress = Callable[[int, int], bool]
 """Called with (passes done, passes in all); returning False cancels."""
 
 TILE_MODES = ("overlap", "published")
-MAX_SAMPLES = 64
 _TILE = 1024  # pixels
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """The answer for one image; all arrays have its height and width, or the model grid's.
-
-    Attributes
-    ----------
-    labels : ndarray
-        (H, W) uint32: instance ids, or class ids for target `classes`.
-    probability : ndarray
-        (C, H, W) float32 mean probability of each foreground class, 0 … 1.
-    uncertainty : ndarray
-        (H, W) float32 entropy of the mean, 0 … 1.
-    deviation : ndarray
-        (H, W) float32 standard deviation of the foreground probability between samples.
-    attention : ndarray or None
-        (H, W) float32: where the discriminator looks, not evidence for a diagnosis. In 0 … 2, or
-        of any sign and size where the model's attention mode is `paper`.
-    samples : ndarray or None
-        (S, H, W) float16 foreground probability of each sample, if kept.
-    objects : dict of ndarray
-        A column each: see `instances.measure`, with `class` and `agreement`.
-    mpp : float or None
-        Micrometres per pixel of all arrays.
-    seconds : float
-        Spent in the networks and in decoding.
-    pixel : float
-        Edge of the arrays' pixels in pixels of the image: 1 on the image's own grid.
-    counts : SampleCounts or None
-        What each sample alone would find; None with one sample.
-    mean : ndarray or None
-        (K, H, W) float32 mean probability of every label channel, of which `targets.decode` makes
-        the labels; None of volumes.
-    """
-
-    labels: NDArray[np.uint32]
-    probability: NDArray[np.float32]
-    uncertainty: NDArray[np.float32]
-    deviation: NDArray[np.float32]
-    attention: NDArray[np.float32] | None
-    samples: NDArray[np.float16] | None
-    objects: dict[str, NDArray[Any]]
-    mpp: float | None
-    seconds: float
-    pixel: float = 1.0
-    counts: SampleCounts | None = None
-    mean: NDArray[np.float32] | None = None
 
 
 class Segmenter:
@@ -142,9 +93,13 @@ class Segmenter:
         steps: int | None = None,
         seed: int = 0,
         tile_mode: str = "overlap",
+        first_sample: int = 0,
         keep_samples: bool = False,
+        keep_steps: bool = False,
         attention: bool = True,
         on_model_grid: bool = False,
+        origin: tuple[int, ...] = (0, 0),
+        shape: tuple[int, ...] | None = None,
         progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one image, or a region of it.
@@ -170,10 +125,15 @@ class Segmenter:
         tile_mode : {"overlap", "published"}
             Of imported models: tiles that overlap at the model's resolution, or as published, the
             whole image brought to one size and cut into tiles side by side.
-        keep_samples, attention : bool
+        first_sample : int
+            Of the seed's: samples 3 and 4 are those that 5 have beside the first three.
+        keep_samples, keep_steps, attention : bool
             Whether to return them; an imported model may have no attention.
         on_model_grid : bool
             Leave everything at the model's resolution, as for slides, instead of the image's.
+        origin, shape : tuple of int
+            Where `image` starts in a larger one, and the size (H, W) of that: the answer is that
+            of the larger one, in which `region` must be given. It must hold what `seen` says.
         progress : callable, optional
             See `Progress`.
 
@@ -192,22 +152,35 @@ class Segmenter:
         with torch.inference_mode(), memory_reported():
             x = prepare(image, config.image)
             resized = self.resized(tile_mode)
-            grid = self.grid(x.shape[1:], mpp, tile_mode, region)
+            grid = self.grid(shape or x.shape[1:], mpp, tile_mode, region)
             _check_memory(math.prod(s.stop - s.start for s in grid.box))
             tiles = self.tiles(grid.size, grid.box, self.halo(schedule, tile_mode))
             inference = self.inference(
                 schedule, samples, seed, attention=attention, keep_samples=keep_samples
             )
+            inference = replace(inference, keep_steps=keep_steps, first_sample=first_sample)
             advance = counter(progress, len(tiles) * inference.passes)
             inference = replace(inference, at_once=fitting(inference, tiles), advance=advance)
             window = hull(tiles)
             mpp, shown = mpp if resized else mpp or config.image.mpp, grid
             if on_model_grid and not grid.native and resized is None:
                 shown, mpp = grid.itself(), config.image.mpp
-            colours = rgb8(resample(x, 1 / shown.pixel, shown.region), config.image)
-            x = resample(normalise(x, config.image, limits), grid.scale, window)
+            colours = rgb8(resample(x, 1 / shown.pixel, shown.region, origin), config.image)
+            x = resample(normalise(x, config.image, limits), grid.scale, window, origin)
             maps = inference.run(x, tuple(s.start for s in window), grid.box, tiles)
             return _decoded(maps, shown, config, mpp, colours, start)
+
+    def seen(
+        self, shape: tuple[int, ...], region: Box, mpp: float | None, steps: int | None = None
+    ) -> Box:
+        """Pixels of an image of `shape` (H, W) that the answer for a region of it depends on.
+
+        Where intensities are normalised by the image's own, it depends on those of all.
+        """
+        schedule = self.check_options(1, steps)
+        grid = self.grid(shape, mpp, region=region)
+        window = hull(self.tiles(grid.size, grid.box, self.halo(schedule)))
+        return seen_by(window, grid.scale, shape)
 
     def inference(
         self,
@@ -338,6 +311,7 @@ def _decoded(
         deviation=each(maps.deviation[None])[0],
         attention=None if maps.attention is None else each(maps.attention[None])[0],
         samples=None if maps.samples is None else each(maps.samples, np.float16),
+        steps=None if maps.steps is None else _each_step(maps.steps, grid),
         objects=objects,
         mpp=mpp,
         pixel=grid.pixel,
@@ -345,6 +319,12 @@ def _decoded(
         mean=mean,
         seconds=time.perf_counter() - start,
     )
+
+
+def _each_step(steps: NDArray[np.float16], grid: Grid) -> NDArray[np.float16]:
+    stack = steps.reshape(-1, 1, *steps.shape[-2:])
+    back = [grid.bring_back(m.astype(np.float32))[0].astype(np.float16) for m in stack]
+    return np.stack(back).reshape(*steps.shape[:-2], *back[0].shape)
 
 
 def _check_memory(pixels: float) -> None:

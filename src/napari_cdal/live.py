@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Box = tuple[slice, slice]
 
-__all__ = ["Options", "live", "tiles_of"]
+__all__ = ["Options", "answer", "live", "tiles_of"]
 
 _SHARE = 10  # times as long as decoding takes goes by before the next
 
@@ -35,6 +35,10 @@ class Options:
     steps: int
     seed: int
     limits: Limits | None = None
+    first_sample: int = 0
+    keep_steps: bool = False
+    origin: tuple[int, ...] = (0, 0)
+    shape: tuple[int, ...] | None = None
 
 
 def tiles_of(segmenter: Segmenter, box: Box, mpp: float | None) -> list[Box]:
@@ -63,6 +67,7 @@ def live(
     box: Box,
     options: Options,
     progress: Callable[[float, float], bool],
+    colours: NDArray[np.uint8] | None = None,
 ) -> Iterator[tuple[Segmentation, str]]:
     """Yield the answer for a box of an image, better and better, the last one complete.
 
@@ -78,6 +83,8 @@ def live(
     options : Options
     progress : callable
         Called with work done and work in all; returning False cancels.
+    colours : ndarray, optional
+        (H, W, 3) uint8 of the box, for the columns of colour.
 
     Yields
     ------
@@ -96,12 +103,12 @@ def live(
     preview = None
     if first:
         deterministic = replace(options, steps=0)
-        preview = _segment(segmenter, image, box, deterministic, share(0, len(tiles)))
+        preview = answer(segmenter, image, box, deterministic, share(0, len(tiles)))
         yield preview, "preview"
     if len(tiles) == 1:
-        yield _segment(segmenter, image, box, options, share(first, cost)), ""
+        yield answer(segmenter, image, box, options, share(first, cost)), ""
         return
-    yield from _tile_by_tile(segmenter, image, box, tiles, options, preview, share)
+    yield from _tile_by_tile(segmenter, image, box, tiles, options, preview, share, colours)
 
 
 def _tile_by_tile(
@@ -112,6 +119,7 @@ def _tile_by_tile(
     options: Options,
     preview: Segmentation | None,
     share: Callable[[int, int], Progress],
+    colours: NDArray[np.uint8] | None,
 ) -> Iterator[tuple[Segmentation, str]]:
     """Yield the answer as tiles replace the preview, and what is finished where it is cancelled."""
     config = segmenter.model.config
@@ -126,14 +134,14 @@ def _tile_by_tile(
 
     def joined(number: int) -> tuple[Segmentation, str]:
         assert whole is not None
-        found = replace(decoded(whole, config), seconds=seconds)
+        found = replace(decoded(whole, config, colours), seconds=seconds)
         so_far = f"{number} of {len(tiles)} tiles" if number < len(tiles) else ""
         return _joined(found, preview, done), so_far
 
     for number, tile in enumerate(tiles, 1):
         begun = len(tiles) * first + (number - 1) * cost
         try:
-            part = _segment(segmenter, image, tile, options, share(begun, cost))
+            part = answer(segmenter, image, tile, options, share(begun, cost))
         except Cancelled:
             if whole is not None:
                 yield joined(number - 1)
@@ -149,23 +157,17 @@ def _tile_by_tile(
             due = time.monotonic() + _SHARE * (time.monotonic() - start)
 
 
-def _segment(
+def answer(
     segmenter: Segmenter, image: NDArray[np.generic], box: Box, options: Options, progress: Progress
 ) -> Segmentation:
+    """Return the whole answer for a box of an image, its samples kept."""
+    keep = options.steps > 0
     return segmenter.segment(
-        image,
-        region=box,
-        mpp=options.mpp,
-        limits=options.limits,
-        samples=options.samples,
-        steps=options.steps,
-        seed=options.seed,
-        keep_samples=options.steps > 0,
-        progress=progress,
+        image, region=box, keep_samples=keep, progress=progress, **vars(options)
     )
 
 
-_MAPS = ("mean", "probability", "uncertainty", "deviation", "attention", "samples")
+_MAPS = ("mean", "probability", "uncertainty", "deviation", "attention", "samples", "steps")
 
 
 def _empty_like(part: Segmentation, size: tuple[int, ...]) -> Segmentation:
@@ -200,7 +202,7 @@ def _joined(
     labels[np.isin(rest, preview.objects["label"][~kept]) & (rest > 0)] = 0
     old = {name: column[kept] for name, column in preview.objects.items()}
     old["label"] = old["label"] + np.uint32(count)
-    new = sampled.objects  # found again in the maps, and so without the image's colours
+    new = sampled.objects
     assert sampled.mean is not None
     assert preview.mean is not None
     return replace(
@@ -209,5 +211,5 @@ def _joined(
         mean=np.where(done, sampled.mean, preview.mean),
         probability=np.where(done, sampled.probability, preview.probability),
         uncertainty=np.where(done, sampled.uncertainty, preview.uncertainty),
-        objects={name: np.concatenate([new[name], old[name]]) for name in new if name in old},
+        objects={name: np.concatenate([new[name], old[name]]) for name in new},
     )

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from cdal_engine.config import ImageConfig
 
-_BYTES, _SAMPLE_BYTES = 60, 3  # memory for each pixel, and for each pixel of each sample
+# Memory for each pixel, for each of each sample, and for each of each kept step of a sample.
+_BYTES, _SAMPLE_BYTES, _STEP_BYTES = 60, 3, 8
 
 __all__ = [
     "Plane",
@@ -261,7 +262,7 @@ def check_shown(plane: Plane) -> None:
 
 
 def check_memory(
-    name: str, size: tuple[int, ...], larger: float, samples: int, memory_gb: float
+    name: str, size: tuple[int, ...], larger: float, samples: int, memory_gb: float, steps: int = 0
 ) -> None:
     """Refuse a region that would not fit in memory.
 
@@ -276,13 +277,15 @@ def check_memory(
     samples : int
     memory_gb : float
         What the user allows.
+    steps : int
+        How many of each sample are kept.
     """
     megapixels = math.prod(size) * max(larger, 1.0) ** 2 / 1e6
-    needed = megapixels * (_BYTES + _SAMPLE_BYTES * samples) / 1000
+    needed = megapixels * (_BYTES + (_SAMPLE_BYTES + _STEP_BYTES * steps) * samples) / 1000
     if megapixels > MAX_MEGAPIXELS or needed > memory_gb:
         raise CdalError(
             f"{name!r}: {megapixels:.0f} megapixels at the model's resolution take {needed:.0f} GB "
             f"of memory; the limit is {memory_gb:.0f} GB and {MAX_MEGAPIXELS} megapixels",
-            "segment the current view or regions, run `cdal batch` on the file, or change the "
-            "limit in Preferences",
+            f"{'untick Steps, ' if steps else ''}segment the current view or regions, run "
+            "`cdal batch` on the file, or change the limit in Preferences",
         )

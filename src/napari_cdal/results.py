@@ -22,6 +22,10 @@ __all__ = [
     "placed",
 ]
 
+# The samples come last, so that all layers share their slider.
+_STACKED = {"samples": ("sample",), "x_t": ("step", "sample"), "x_0": ("step", "sample")}
+_AS_THEY_ARE = ("eccentricity", "red", "green", "blue", "haematoxylin")
+
 LayerData = tuple[Any, dict[str, Any], str]
 
 METADATA_KEY = "cdal"
@@ -32,12 +36,16 @@ NOTES = {
     "uncertainty": "entropy of the mean of the samples, 0 to 1",
     "attention": ATTENTION_NOTE,
     "samples": "foreground probability of each sample, 0 to 1; the slider chooses",
+    "x_t": "what each step starts from, noise at first; the sliders choose step and sample",
+    "x_0": "label map that each step predicts, -1 to 1, before it is pooled into a probability",
 }
 DISPLAY: dict[str, dict[str, Any]] = {
     "probability": {"colormap": "viridis", "contrast_limits": (0, 1)},
     "uncertainty": {"colormap": "magma", "contrast_limits": (0, 1)},
     "attention": {"colormap": "turbo"},  # varies little around 1: napari finds its limits
     "samples": {"colormap": "viridis", "contrast_limits": (0, 1)},
+    "x_t": {"colormap": "gray", "contrast_limits": (-2, 2)},
+    "x_0": {"colormap": "gray", "contrast_limits": (-1, 1)},
 }
 
 
@@ -48,8 +56,9 @@ def features(segmentation: Segmentation, classes: Collection[str]) -> dict[str, 
     -------
     dict of ndarray
         `index`, the label, by which napari finds the row to show; `area_um2`, or `area_px` where
-        the resolution is unknown; centroid `y` and `x` in the layer's pixels, where napari puts
-        a pixel's centre at a whole number; `score` and `agreement`; `class` if there are several.
+        the resolution is unknown; `score` and `agreement`; `class` if there are several; centroid
+        `y` and `x` in the layer's pixels, where napari puts a pixel's centre at a whole number;
+        and of `instances.measure` the axes, eccentricity and colours.
     """
     objects, mpp = segmentation.objects, segmentation.mpp
     index = {"index": objects["label"].astype(np.int64)}
@@ -58,28 +67,30 @@ def features(segmentation: Segmentation, classes: Collection[str]) -> dict[str, 
     area = objects["area_px"].astype(np.float64)
     columns: dict[str, NDArray[Any]] = index | {
         "area_px" if mpp is None else "area_um2": area * (mpp or 1.0) ** 2,
-        "y": objects["y"].astype(np.float64) - 0.5,
-        "x": objects["x"].astype(np.float64) - 0.5,
         "score": objects["score"].astype(np.float64),
         "agreement": objects["agreement"].astype(np.float64),
+        **({"class": objects["class"]} if len(classes) > 1 else {}),
+        "y": objects["y"].astype(np.float64) - 0.5,
+        "x": objects["x"].astype(np.float64) - 0.5,
     }
-    return columns | ({"class": objects["class"]} if len(classes) > 1 else {})
+    for name in (name for name in ("major_axis", "minor_axis") if name in objects):
+        columns[f"{name}_px" if mpp is None else f"{name}_um"] = objects[name] * (mpp or 1.0)
+    return columns | {name: objects[name] for name in _AS_THEY_ARE if name in objects}
 
 
 def placed(
-    array: NDArray[np.generic], placement: Mapping[str, Any], samples: bool = False
+    array: NDArray[np.generic], placement: Mapping[str, Any], stacked: tuple[str, ...] = ()
 ) -> tuple[NDArray[np.generic], dict[str, Any]]:
-    """Give a plane or volume its layer's axes and placement; `samples` are stacked first.
+    """Give a plane or volume its layer's axes and placement, after the axes it is `stacked` along.
 
     napari extends scale, translation, rotation, shear and affine to a leading axis itself.
     """
-    before = len(placement["units"]) - (array.ndim - samples)
-    if not samples:
-        return array.reshape((1,) * before + array.shape), dict(placement)
-    return array.reshape(array.shape[:1] + (1,) * before + array.shape[1:]), {
+    first, plane = array.shape[: len(stacked)], array.shape[len(stacked) :]
+    before = len(placement["units"]) - len(plane)
+    return array.reshape(first + (1,) * before + plane), {
         **placement,
-        "units": ("pixel", *placement["units"]),
-        "axis_labels": ("sample", *placement["axis_labels"]),
+        "units": ("pixel",) * len(stacked) + tuple(placement["units"]),
+        "axis_labels": stacked + tuple(placement["axis_labels"]),
     }
 
 
@@ -106,8 +117,8 @@ def layer_data(
     placement : dict
         Layer arguments of the segmented plane, see `planes.placement`.
     wanted : collection of str
-        Any of `probability`, `uncertainty`, `attention` and `samples`; those the segmentation
-        lacks are left out.
+        Any of `probability`, `uncertainty`, `attention`, `samples` and `steps`; those the
+        segmentation lacks are left out.
     taken : collection of str
         Names of the viewer's layers. A second run is numbered, so that its layers are told apart.
     run : dict, optional
@@ -121,7 +132,7 @@ def layer_data(
         names = _names(source, model, [title for title, _, _ in maps], number)
     layers = {}
     for title, what, array in maps:
-        data, arguments = placed(array, placement, samples=what == "samples")
+        data, arguments = placed(array, placement, _STACKED.get(what, ()))
         arguments["name"] = _name(title, source, model, number)
         arguments["metadata"] = {METADATA_KEY: {"what": what, "note": NOTES[what], **(run or {})}}
         if what == "labels":
@@ -136,6 +147,10 @@ def _maps(
     segmentation: Segmentation, classes: Collection[str], wanted: Collection[str]
 ) -> Iterator[tuple[str, str, NDArray[np.generic]]]:
     """Title, kind and array of each layer, lowest first."""
+    if "steps" in wanted and segmentation.steps is not None:
+        x_t, x_0 = segmentation.steps
+        yield "x_t", "x_t", x_t
+        yield "x̂0", "x_0", x_0
     if "samples" in wanted and segmentation.samples is not None:
         yield "samples", "samples", segmentation.samples
     if "attention" in wanted and segmentation.attention is not None:

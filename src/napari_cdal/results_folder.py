@@ -12,6 +12,7 @@ import tifffile
 import zarr
 from napari.utils.notifications import show_warning
 
+from cdal_engine.corrections.corrected import CORRECTED, RECORD
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.records import read_run
@@ -21,6 +22,8 @@ from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
 from .sources import source_layers
 
 __all__ = ["results_layers"]
+
+_BOX = frozenset({"y0", "x0", "y1", "x1"})  # columns in the image's pixels, not the layer's
 
 
 def results_layers(folder: Path) -> list[LayerData]:
@@ -38,6 +41,7 @@ def results_layers(folder: Path) -> list[LayerData]:
         )
     with decoding(folder):
         layers = _image(record) + _maps(folder, record) + _labels(folder, record)
+        layers += _corrected(folder, record, layers)
     if not layers:
         raise CdalError("holds neither labels nor maps", "run again with --save labels", folder)
     return layers
@@ -56,23 +60,44 @@ def _image(record: dict[str, Any]) -> list[LayerData]:
         return []
 
 
-def _labels(folder: Path, record: dict[str, Any]) -> list[LayerData]:
-    arguments = _described(record, "labels") | {"features": _features(folder)}
-    if (folder / "labels.nii.gz").exists():
-        ((voxels, placed, _),) = source_layers(open_source(folder / "labels.nii.gz"))
+def _corrected(folder: Path, record: dict[str, Any], others: list[LayerData]) -> list[LayerData]:
+    """Labels that a person has corrected, in place of those they were made of."""
+    if not (folder / CORRECTED / RECORD).is_file():
+        return []
+    layers = _labels(folder, record, CORRECTED)
+    for _, arguments, kind in others if layers else ():
+        if kind == "labels":
+            arguments["visible"] = False
+    for _, arguments, _ in layers:
+        arguments["name"] = arguments["name"].replace("labels: ", f"{CORRECTED}: ", 1)
+        arguments["metadata"][METADATA_KEY]["what"] = CORRECTED
+    return layers
+
+
+def _labels(folder: Path, record: dict[str, Any], below: str = "") -> list[LayerData]:
+    """The labels that were found, or those in the folder `below`, with the table of the first."""
+    arguments = _described(record, "labels")
+    facts = arguments["metadata"][METADATA_KEY]
+    pixel = facts["pixel"] = record["input"].get("downsample", 1.0)  # of the image, for outlines
+    facts["folder"] = str(folder)
+    here = folder / below
+    if (here / "labels.nii.gz").exists():
+        ((voxels, placed, _),) = source_layers(open_source(here / "labels.nii.gz"))
+        arguments["features"] = _features(folder)
         return [(voxels, placed | arguments, "labels")]
-    if (folder / "labels.ome.zarr").exists():
-        levels, placement = _pyramid(folder / "labels.ome.zarr")
+    if (here / "labels.ome.zarr").exists():
+        levels, placement = _pyramid(here / "labels.ome.zarr")
         many = len(levels) > 1
+        pixel = facts["pixel"] = placement["scale"][0] / (record["mpp"] or 1.0)
+        arguments["features"] = _features(folder, pixel)
         placed = {**arguments, **placement, "multiscale": many}
-        pixel = placement["scale"][0] / (record["mpp"] or 1.0)
-        arguments["metadata"][METADATA_KEY]["pixel"] = pixel  # of the image, for outlines
         return [(levels if many else levels[0], placed, "labels")]
-    if (folder / "labels.tif").exists():
+    if (here / "labels.tif").exists():
         mpp = record["mpp"]
-        spacing = (mpp or 1.0) * record["input"].get("downsample", 1.0)
+        spacing = (mpp or 1.0) * pixel
+        arguments["features"] = _features(folder, pixel)
         placement = {"scale": (spacing,) * 2, "units": (_unit(mpp is not None),) * 2}
-        return [(tifffile.imread(folder / "labels.tif"), {**arguments, **placement}, "labels")]
+        return [(tifffile.imread(here / "labels.tif"), {**arguments, **placement}, "labels")]
     return []
 
 
@@ -111,13 +136,18 @@ def _described(record: dict[str, Any], what: str, title: str = "") -> dict[str, 
     }
 
 
-def _features(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Columns of objects.parquet, the label as `index`, by which napari finds the row to show."""
+def _features(folder: Path, pixel: float = 1.0) -> dict[str, np.ndarray[Any, Any]]:
+    """Columns of objects.parquet, the label as `index`, by which napari finds the row to show.
+
+    Centroids are in pixels of the layer, each `pixel` pixels of the image.
+    """
     path = folder / "objects.parquet"
     if not path.exists():
         return {}
     table = pq.read_table(path)
-    columns = {name: table[name].to_numpy() for name in table.column_names}
+    columns = {name: table[name].to_numpy() for name in table.column_names if name not in _BOX}
+    for name in {"y", "x"} & columns.keys():  # napari's pixel centres are whole numbers
+        columns[name] = columns[name] / pixel - 0.5
     return {"index": columns.pop("label").astype(np.int64), **columns}
 
 

@@ -33,7 +33,9 @@ _MAPS = (
     ("uncertainty", "Uncertainty", "Entropy of the mean of the samples."),
     ("attention", "Attention", f"Shows {ATTENTION_NOTE}."),
     ("samples", "Each sample", "All samples, along a slider of their own."),
+    ("steps", "Steps", "The diffusion steps of each sample, x_t and x̂0, along two sliders."),
 )
+_STACKS = ("samples", "steps")  # large, and not for every day
 
 
 class SegmentForm:
@@ -58,7 +60,7 @@ class SegmentForm:
         configs: Mapping[str, ModelConfig],
         chosen: Preferences,
     ) -> None:
-        self._configs = configs
+        self._configs = dict(configs)
         self.image = ComboBox(label="Image", choices=images, tooltip="The layer to segment.")
         self.scope = ComboBox(label="Segment", choices=scopes)
         self.scope.tooltip = "All of it, what the window shows, or each shape of a Shapes layer."
@@ -86,7 +88,7 @@ class SegmentForm:
         self.seed = SpinBox(label="Seed", value=0, min=0, max=2**31 - 1)
         self.seed.tooltip = "The same seed, the same answer."
         self.wanted = {
-            name: CheckBox(text=text, value=name != "samples", tooltip=tooltip)
+            name: CheckBox(text=text, value=name not in _STACKS, tooltip=tooltip)
             for name, text, tooltip in _MAPS
         }
         self.threshold = FloatSlider(label="Threshold", min=0.01, max=0.99, step=0.01)
@@ -105,6 +107,11 @@ class SegmentForm:
     def config(self) -> ModelConfig | None:
         """Config of the chosen model; None if there is none."""
         return self._configs.get(self.model.value)
+
+    def add_model(self, name: str, config: ModelConfig) -> None:
+        """Offer a model that was made meanwhile."""
+        self._configs[name] = config
+        self.model.choices = list(self._configs)
 
     def _rows(self) -> QFormLayout:
         rows = QFormLayout()
@@ -174,8 +181,10 @@ class SegmentForm:
         """One deterministic pass has no samples, and no discriminator looks at it."""
         sampled = self.steps.value != 0
         looked_at = self.config is None or self.config.network.has_discriminator
-        for field in (self.samples, self.seed, self.wanted["samples"]):
+        for field in (self.samples, self.seed):
             field.enabled = sampled
+        for name in _STACKS:
+            self.wanted[name].enabled = sampled
         self.wanted["attention"].enabled = sampled and looked_at
 
 

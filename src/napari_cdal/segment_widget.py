@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
-from napari.layers import Image, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QSizePolicy
 
-from cdal_engine.config import ModelConfig, read_model_config
 from cdal_engine.errors import CdalError
 from cdal_engine.weights import available
 
-from .planes import (
-    Plane,
-    check,
-    check_memory,
-    check_shown,
-    enlargement,
-    full_resolution,
-    plane_of,
-)
-from .regions import Region, in_view, of_shapes, whole
-from .results import METADATA_KEY
-from .segment_form import SegmentForm
+from .chosen import Chosen
+from .planes import full_resolution
 from .settings import preferences
 from .shown import ShownRun
 from .summary import found
-from .volumes import check_slice
-from .worker import Answer, Job, Run, start
+from .worker import Answer, Run, start
 
 if TYPE_CHECKING:
     import napari
 
+    from .objects_widget import ObjectsWidget
+    from .worker import Job
+
 __all__ = ["SegmentWidget"]
 
-_NOTABLE = 1.5  # a change of scale worth a word before running
 _POLL = 100  # milliseconds between looks at a run's progress
 _BAR = 1000  # steps of the progress bar
-_WHOLE, _VIEW, _VOLUME = "whole image", "current view", "whole volume"
 
 
 class SegmentWidget(Container[Widget]):
@@ -62,19 +51,27 @@ class SegmentWidget(Container[Widget]):
     ) -> None:
         super().__init__(labels=False)
         self._viewer = napari_viewer
-        self._preferences = preferences()
-        self._folders = dict(available(self._preferences.own_models) if models is None else models)
-        configs = _readable(self._folders)
-        self._watched: Any = None  # the layer whose resolution the form follows
+        chosen = preferences()
+        folders = available(chosen.own_models) if models is None else models
         self._run: Run | None = None
         self._worker: Any = None
         self._outcome = ""
         self._shown = ShownRun(napari_viewer)
         self._seen: dict[int, Answer] = {}  # answers that were given to `_shown`
         self._cutter: Any = None  # the worker that decodes anew
-        self.form = SegmentForm(self._images, self._scopes, configs, self._preferences)
-        self.run_button = PushButton(text="Run")
-        self.cancel_button = PushButton(text="Cancel", enabled=False)
+        self._objects: ObjectsWidget | None = None
+        self._chosen = Chosen(napari_viewer, folders, chosen)
+        self.form = self._chosen.form
+        self.run_button = _button("Run", "Ctrl+Return")
+        self.cancel_button = _button("Cancel", "Ctrl+.")
+        self.cancel_button.enabled = False
+        self.more_button = _button("More samples here", "Ctrl+Shift+Return")
+        self.more_button.tooltip = (
+            "Draw as many samples as the field says where the result lies, and add them to it."
+        )
+        self.more_button.enabled = False
+        self.objects_button = PushButton(text="Objects…")
+        self.objects_button.tooltip = "Table and histograms of the objects."
         self.progress = ProgressBar(min=0, max=1, value=0)
         self.status = Label(value="")
         self._lay_out()
@@ -84,12 +81,15 @@ class SegmentWidget(Container[Widget]):
         self.form.image.changed.connect(self._on_image)
         self.form.model.changed.connect(self._fill_resolution)
         self.form.model.changed.connect(self.form.scope.reset_choices)
-        for field in (self.form.mpp, self.form.scope, self.form.samples):
+        form = self.form
+        for field in (form.mpp, form.scope, form.samples, form.steps, form.wanted["steps"]):
             field.changed.connect(self._show_hint)
         for slider in (self.form.threshold, self.form.min_area):
             slider.changed.connect(self._on_cut)
         self.run_button.changed.connect(self._on_run)
         self.cancel_button.changed.connect(self._on_cancel)
+        self.more_button.changed.connect(self._on_more)
+        self.objects_button.changed.connect(self._on_objects)
         # Closed by its ×, the widget only loses its parent; with the viewer, it is destroyed.
         self.native_parent_changed.connect(self._on_parent)
         self.native.destroyed.connect(self._abandon)
@@ -110,30 +110,15 @@ class SegmentWidget(Container[Widget]):
         status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
         status.setAlignment(Qt.AlignmentFlag.AlignTop)
         status.setMinimumHeight(5 * status.fontMetrics().lineSpacing())
-        buttons = Container[Widget](
-            widgets=[self.run_button, self.cancel_button], layout="horizontal", labels=False
-        )
-        buttons.margins = (0, 0, 0, 0)
-        self.extend([buttons, self.progress, self.status])
+        for pair in (
+            (self.run_button, self.cancel_button),
+            (self.more_button, self.objects_button),
+        ):
+            buttons = Container[Widget](widgets=pair, layout="horizontal", labels=False)
+            buttons.margins = (0, 0, 0, 0)
+            self.append(buttons)
+        self.extend([self.progress, self.status])
         self.native.layout().insertWidget(0, self.form.native)
-
-    def _images(self, _: object = None) -> list[tuple[str, Any]]:
-        """Image layers by name, those that this widget made left out."""
-        return [
-            (layer.name, layer)
-            for layer in self._viewer.layers
-            if isinstance(layer, Image) and METADATA_KEY not in layer.metadata
-        ]
-
-    def _scopes(self, _: object = None) -> list[tuple[str, Any]]:
-        """What of the image may be segmented; shapes are offered a layer at a time."""
-        plane = self._plane()
-        config = self.form.config if plane is not None else None
-        scopes: list[tuple[str, Any]] = [("Whole image", _WHOLE), ("Current view", _VIEW)]
-        if plane is not None and plane.is_volume and config and config.takes_volumes:
-            scopes = [("Whole volume", _VOLUME), ("Slice shown", _WHOLE), scopes[1]]
-        shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
-        return scopes + [(f"Regions: {layer.name}", layer) for layer in shapes]
 
     def reset_choices(self, *_: Any) -> None:
         """Follow the viewer's layers; napari calls it when one comes, goes or is renamed."""
@@ -145,109 +130,44 @@ class SegmentWidget(Container[Widget]):
     def _on_image(self, *_: object) -> None:
         """Follow the chosen layer's resolution."""
         layer = self.form.image.value
-        if layer is not self._watched:
-            for watched, act in ((self._watched, "disconnect"), (layer, "connect")):
+        if layer is not self._chosen.layer:
+            for watched, act in ((self._chosen.layer, "disconnect"), (layer, "connect")):
                 for event in ("scale", "affine", "units") if watched is not None else ():
                     getattr(getattr(watched.events, event), act)(self._fill_resolution)
-            self._watched = layer
+            self._chosen.layer = layer
             self.form.scope.reset_choices()
             self._fill_resolution()
         self._show_hint()  # a rename keeps what was entered
 
-    def _plane(self) -> Plane | None:
-        layer = self._watched
-        return None if layer is None else plane_of(layer, self._viewer.dims.point)
-
     def _fill_resolution(self, *_: object) -> None:
         """Fill micrometres per pixel from the layer, else from the model."""
-        plane, config = self._plane(), self.form.config
+        plane, config = self._chosen.plane(), self.form.config
         mpp = (plane and plane.mpp) or (config and config.image.mpp) or 0.0
         self.form.mpp.value = mpp
         self._show_hint()
 
     def _show_hint(self, *_: object) -> None:
         """Say before a run what it will take, or why it will be refused."""
-        if self.running:
-            return
-        try:
-            plane, config, regions = self._checked()
-        except CdalError as error:
-            self._say(str(error))
-            return
-        if not regions:
-            self._say(f"All {len(plane.data)} slices of the volume.")
-            return
-        height, width = plane.size if len(regions) > 1 else regions[0].size
-        many = f"{len(regions)} regions of an image of " if len(regions) > 1 else ""
-        note = self._resolution_note(plane, config, (height, width))
-        self._say(f"{many}{width} × {height} pixels{note}.")
-
-    def _resolution_note(self, plane: Plane, config: ModelConfig, size: tuple[int, int]) -> str:
-        notes = []
-        if plane.index:
-            notes.append(", of the stack only the slice shown (2-D)")
-        larger = enlargement(self.form.mpp.value, config.image)
-        if larger > _NOTABLE or larger < 1 / _NOTABLE:
-            height, width = (round(n * larger) for n in size)
-            notes.append(f". At the model's resolution: {width} × {height}")
-        if plane.spacing and max(plane.spacing) > 1.1 * min(plane.spacing):
-            notes.append(f". They are not square: taken as {plane.mpp:.3g} µm")
-        elif plane.mpp is None and config.image.mpp == self.form.mpp.value:
-            notes.append(f". Their size is unknown: the model's {config.image.mpp:g} µm is assumed")
-        return "".join(notes)
-
-    def _checked(self) -> tuple[Plane, ModelConfig, tuple[Region, ...]]:
-        """What would be run; no region: the whole volume."""
-        plane, config = self._plane(), self.form.config
-        if plane is None:
-            raise CdalError("no image layer", "open one, or File > Open Sample > cDAL")
-        if config is None:
-            raise CdalError("no model is installed", "install napari-cdal again")
-        check(plane, config.image)
-        if self.form.scope.value == _VOLUME:
-            return plane, config, ()
-        dims = self._viewer.dims
-        if dims.ndisplay != 2 or tuple(dims.displayed) != (dims.ndim - 2, dims.ndim - 1):
-            raise CdalError(
-                "the viewer shows a volume, or other axes than the last two",
-                "show the image's own planes in 2-D first",
-            )
-        check_shown(plane)
-        if plane.is_volume and config.takes_volumes:
-            check_slice(plane, config)
-        regions = self._regions(plane)
-        larger = enlargement(self.form.mpp.value or None, config.image)
-        for region in regions:
-            allowed = self._preferences.memory_gb
-            check_memory(plane.name, region.size, larger, self.form.samples.value, allowed)
-        return plane, config, regions
-
-    def _regions(self, plane: Plane) -> tuple[Region, ...]:
-        scope = self.form.scope.value
-        if isinstance(scope, Shapes):
-            return of_shapes(plane, scope)
-        return in_view(plane) if scope == _VIEW else whole(plane)
-
-    def _job(self) -> Job:
-        plane, _, regions = self._checked()
-        form = self.form
-        return Job(
-            plane=plane,
-            regions=regions,
-            model=self._folders[form.model.value],
-            device=form.device.value,
-            mpp=form.mpp.value or None,
-            samples=form.samples.value,
-            steps=form.steps.value,
-            seed=form.seed.value,
-            wanted=frozenset(what for what, box in form.wanted.items() if box.value),
-        )
+        if not self.running:
+            self._say(self._chosen.hint())
 
     def _on_run(self) -> None:
+        if not self.running:
+            self._start(self._chosen.job, ShownRun(self._viewer))
+
+    def _on_more(self) -> None:
+        """Add samples to the result that is shown."""
         if self.running:
             return
+        if self._shown.edited:
+            self._say("The labels were edited and stay as they are (run again for others)")
+            return
+        self._start(lambda: self._chosen.more(self._shown.answers), self._shown)
+
+    def _start(self, job: Callable[[], Job], shown: ShownRun) -> None:
+        """Start what `job` gives, whose answers `shown` is to show; or say why not."""
         try:
-            run = Run(self._job())
+            run = Run(job())
         except CdalError as error:
             self._say(str(error))
             show_error(str(error))
@@ -258,7 +178,7 @@ class SegmentWidget(Container[Widget]):
         worker.finished.connect(self._on_finished)
         self._run, self._worker = run, worker
         self._outcome = ""
-        self._shown, self._seen, self._cutter = ShownRun(self._viewer), {}, None
+        self._shown, self._seen, self._cutter = shown, {}, None
         for slider in (self.form.threshold, self.form.min_area):
             slider.enabled = False
         self._set_running(True)
@@ -363,9 +283,22 @@ class SegmentWidget(Container[Widget]):
         self._cutter = worker
         worker.start()
 
+    def add_model(self, name: str, folder: Path) -> None:
+        """Offer a model that was made meanwhile."""
+        self._chosen.add_model(name, folder)
+
     def _set_running(self, running: bool) -> None:
         self.run_button.enabled = not running
         self.cancel_button.enabled = running
+        self.more_button.enabled = not running and self._shown.present
+
+    def _on_objects(self) -> None:
+        """Open the table, once; napari raises a dock that is there already."""
+        if self._objects is None or self._objects.native.parent() is None:
+            from .objects_widget import ObjectsWidget  # matplotlib: only once it is needed
+
+            self._objects = ObjectsWidget(self._viewer)
+            self._viewer.window.add_dock_widget(self._objects, name="Objects", area="bottom")
 
     def _say(self, text: str) -> None:
         self.status.value = text[:1].upper() + text[1:]
@@ -386,10 +319,10 @@ class SegmentWidget(Container[Widget]):
                 worker.finished.disconnect(self._on_finished)
 
 
-def _readable(folders: Mapping[str, Path]) -> dict[str, ModelConfig]:
-    """Configs by name; a broken model of the user's must not keep the others from being shown."""
-    configs = {}
-    for name, folder in folders.items():
-        with suppress(CdalError):  # `cdal models list` says what is wrong with it
-            configs[name] = read_model_config(folder / "config.json")
-    return configs
+def _button(text: str, keys: str) -> PushButton:
+    """A button that shows its shortcut, which acts wherever the window's focus is."""
+    shortcut = QKeySequence(keys)
+    shown = shortcut.toString(QKeySequence.SequenceFormat.NativeText)
+    button = PushButton(text=f"{text} ({shown})")
+    button.native.setShortcut(shortcut)
+    return button

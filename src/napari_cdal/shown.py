@@ -66,7 +66,10 @@ class ShownRun:
             layers[title] = layer
             self._insert(layer, layers, self.answers[part].job.plane.layer)
         elif layer in self._viewer.layers:
+            grown = layer.data.shape != data.shape
             layer.data = data
+            if grown:
+                layer.scale = layer.scale  # napari asks a hidden layer for its size only then
             layer.metadata = arguments["metadata"]
             if isinstance(layer, Labels):
                 layer.features = arguments["features"]
@@ -118,6 +121,6 @@ class ShownRun:
         cut: dict[int, Answer] = {}
         for part, answer in self.answers.items():
             config = answer.config.with_decoding(threshold=threshold, min_area=min_area)
-            found = decoded(answer.segmentation, config)
+            found = decoded(answer.segmentation, config, answer.colours)
             cut[part] = replace(answer, segmentation=found, config=config)
         return cut

@@ -31,6 +31,8 @@ def found(job: Job, answers: Mapping[int, Answer]) -> str:
 
 
 def _line(answer: Answer) -> str:
+    from cdal_engine.counts import counted  # scipy: only once it is needed
+
     segmentation, region = answer.segmentation, answer.region
     name = f"{region.name}: " if region and region.name else ""
     note = f" (only {answer.so_far})" if answer.so_far else ""
@@ -41,9 +43,19 @@ def _line(answer: Answer) -> str:
     count = len(segmentation.objects["label"])
     shape, mask = segmentation.labels.shape, answer.mask
     pixels = math.prod(shape) if mask is None else int(np.count_nonzero(mask))
-    density = ""
-    if segmentation.mpp:
-        area = pixels * (segmentation.mpp / 1000) ** 2
-        density = f", {count / area:.0f} per mm² in {area:.3g} mm²" if area else ""
-    text = f"{name.capitalize()}{count} object{'s' * (count != 1)} in {segmentation.seconds:.1f} s"
-    return f"{text} on {answer.facts['device']}{density}{note}."
+    area = pixels * (segmentation.mpp / 1000) ** 2 if segmentation.mpp else None
+    said = counted(count, 0, segmentation.counts, segmentation.mpp, area)
+    seconds = f"{segmentation.seconds:.1f} s on {answer.facts['device']}"
+    text = f"{name.capitalize()}{count} object{'s' * (count != 1)} in {seconds}"
+    alone = _interval(said["objects_interval"])
+    if area:
+        text += f", {said['objects_per_mm2']:.0f} per mm² in {area:.3g} mm²"
+        each = _interval(said["objects_per_mm2_interval"])
+        alone += f", {each} per mm²" if each else ""
+    return f"{text}{note}{f'; single samples: {alone}' if alone else ''}."
+
+
+def _interval(each: list[float] | None) -> str:
+    """Least and most of the samples; nothing where there is one."""
+    low, high = (f"{n:.0f}" for n in each) if each else ("", "")
+    return low if low == high else f"{low} to {high}"

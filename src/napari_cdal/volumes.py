@@ -72,8 +72,9 @@ def slice_for_layer(result: Segmentation) -> Segmentation:
 
 
 def _each_map(result: Segmentation, turned: Callable[[NDArray[Any]], NDArray[Any]]) -> Segmentation:
-    maps = ("labels", "probability", "uncertainty", "deviation", "attention", "samples", "mean")
-    given: dict[str, Any] = {name: getattr(result, name) for name in maps}
+    maps = ("labels", "probability", "uncertainty", "deviation", "attention")
+    kept = ("samples", "mean", "steps")
+    given: dict[str, Any] = {name: getattr(result, name) for name in (*maps, *kept)}
     for name, array in given.items():
         given[name] = None if array is None else turned(array)
     return replace(result, **given)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdal_engine.errors import Cancelled, CdalError
-from cdal_engine.io.levels import best_level, levels_of
 
 from .planes import Plane
 from .regions import Region
-from .volumes import axes_of, for_layer, is_turned, slice_for_layer
+from .volumes import axes_of, for_layer, slice_for_layer
 
 if TYPE_CHECKING:
     from cdal_engine.config import ModelConfig
     from cdal_engine.segmenter import Segmentation, Segmenter
 
 __all__ = ["Answer", "Job", "Run", "start"]
-
-_ALL = 16e6  # pixels; of a larger image a region is read with what the model sees around it
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class Job:
     steps: int
     seed: int
     wanted: frozenset[str]  # maps to add, see `results.layer_data`
+    kept: Mapping[int, Answer] = field(default_factory=dict)  # by region, to add the samples to
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,8 @@ class Answer:
         Pixels inside the region's outline.
     facts : dict
         Kept in the layers' metadata.
+    colours : ndarray or None
+        (H, W, 3) uint8 of the image, where the model takes colours.
     """
 
     job: Job
@@ -77,6 +77,7 @@ class Answer:
     step: float
     mask: NDArray[np.bool_] | None
     facts: dict[str, Any]
+    colours: NDArray[np.uint8] | None = None
 
 
 class Run:
@@ -120,7 +121,10 @@ class Run:
             self._volume(segmenter, facts)
         for part, region in enumerate(self.job.regions):
             self.part = part
-            self._region(segmenter, region, facts)
+            if not self.job.kept:
+                self._region(segmenter, region, facts)
+            elif part in self.job.kept:
+                self._more(segmenter, region, self.job.kept[part])
 
     def _segmenter(self) -> Segmenter:
         try:  # loads torch, which takes seconds
@@ -154,34 +158,23 @@ class Run:
         }
 
     def _region(self, segmenter: Segmenter, region: Region, facts: dict[str, Any]) -> None:
-        """Read a region at the level that suits the model, and keep its answers."""
-        from cdal_engine.volume import volume_limits
-
+        """Keep the answers for a region as they come."""
         from .decode import inside
-        from .live import Options, live
+        from .live import live
+        from .reading import read
 
         job, config = self.job, segmenter.model.config
-        level, step = _level(job, config)
-        halo = segmenter.halo(segmenter.check_options(job.samples, job.steps))
-        image, box, origin = _read(job.plane, region, level, step, halo, config)
-        volume = job.plane.is_volume and config.takes_volumes
-        # Of the volume: a slice's own would stretch an empty one's noise.
-        limits = volume_limits(job.plane.read_volume()) if volume else None
-        turned = volume and is_turned(job.plane, config)
-        if turned:
-            image, box = image.swapaxes(0, 1), (box[1], box[0])
-        mpp = None if job.mpp is None else job.mpp * step
-        options = Options(mpp, job.samples, job.steps, job.seed, limits)
-        at = tuple(o + s.start for o, s in zip(origin, box[::-1] if turned else box, strict=True))
-        for found, so_far in live(segmenter, image, box, options, self._report):
-            result = slice_for_layer(found) if turned else found
+        seen = read(job, region, segmenter)
+        found = live(segmenter, seen.image, seen.box, seen.options, self._report, seen.colours)
+        for each, so_far in found:
+            result = slice_for_layer(each) if seen.turned else each
             head = so_far == "preview" or not job.steps
             used = config.of_supervised_head() if head else config
-            corner = (at[0] * step, at[1] * step)
+            corner, step = seen.corner, seen.step
             mask = region.mask(result.labels.shape, corner, step)
             if mask is not None:
-                result = inside(result, used, mask)
-            centre = tuple(each + (step - 1) / 2 for each in corner)
+                result = inside(result, used, mask, seen.colours)
+            centre = tuple(at + (step - 1) / 2 for at in corner)
             self._keep(
                 Answer(
                     job=job,
@@ -193,8 +186,26 @@ class Run:
                     step=step,
                     mask=mask,
                     facts={**facts, "mpp": result.mpp, "pixel": step, "corner": corner},
+                    colours=seen.colours,
                 )
             )
+
+    def _more(self, segmenter: Segmenter, region: Region, kept: Answer) -> None:
+        """Draw the samples that follow those of an answer, and keep what all give together."""
+        from .decode import inside, with_more
+        from .live import answer
+        from .reading import read
+
+        assert kept.segmentation.samples is not None
+        drawn = len(kept.segmentation.samples)
+        seen = read(self.job, region, segmenter, first_sample=drawn)
+        more = answer(segmenter, seen.image, seen.box, seen.options, self._report)
+        more = slice_for_layer(more) if seen.turned else more
+        if kept.mask is not None:
+            more = inside(more, kept.config, kept.mask, None)
+        result = with_more(kept.segmentation, more, kept.config, kept.colours)
+        facts = {**kept.facts, "samples": drawn + self.job.samples}
+        self._keep(replace(kept, segmentation=result, facts=facts))
 
     def _volume(self, segmenter: Segmenter, facts: dict[str, Any]) -> None:
         """Segment all slices: a preview, then the samples."""
@@ -256,41 +267,6 @@ class Run:
             left = (time.monotonic() - self._since) * (1 / self.fraction - 1)
             what.append(f"about {left:.0f} s left")
         return ", ".join(what)
-
-
-def _level(job: Job, config: ModelConfig) -> tuple[int, float]:
-    """Level of the layer to read for the model, and pixels of the first to one of it."""
-    axis = -3 if job.plane.rgb else -2
-    shapes = [(int(n[axis]), int(n[axis + 1])) for n in (data.shape for data in job.plane.levels)]
-    levels = levels_of(shapes, job.mpp)
-    level = best_level(levels, job.mpp, config.image.mpp)
-    return level, levels[level].step
-
-
-def _read(
-    plane: Plane, region: Region, level: int, step: float, halo: int, config: ModelConfig
-) -> tuple[NDArray[np.generic], tuple[slice, slice], tuple[int, int]]:
-    """Pixels of a level, the region's box in them, and where they start in the level."""
-    axis = -3 if plane.rgb else -2
-    size = tuple(int(n) for n in plane.levels[level].shape[axis:][:2])
-    box = tuple(
-        slice(min(int(s.start / step), n - 1), max(min(round(s.stop / step), n), 1))
-        for s, n in zip(region.box, size, strict=True)
-    )
-    # Statistics of the whole, and noise that is a function of the place in it, need all of it.
-    margin = halo * 2 if config.image.mpp else halo  # a level may be twice as fine as the model
-    window = tuple(
-        slice(max(s.start - margin, 0), min(s.stop + margin, n))
-        for s, n in zip(box, size, strict=True)
-    )
-    if size[0] * size[1] <= _ALL or config.image.normalisation != "constant":
-        window = (slice(0, size[0]), slice(0, size[1]))
-    (top, left) = window[0].start, window[1].start
-    seen = (
-        slice(box[0].start - top, box[0].stop - top),
-        slice(box[1].start - left, box[1].stop - left),
-    )
-    return plane.read(level, window, config.image.neighbours), seen, (top, left)
 
 
 def start(run: Run) -> Any:

@@ -44,9 +44,9 @@ def write_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Save labels as compressed TIFF, with their resolution where it is known."""
 
     def write(aside: Path, layer: Labels) -> None:
-        from cdal_engine.io.results import write_label_tiff
+        from cdal_engine.io.results import write_plane
 
-        write_label_tiff(aside, _ids(layer), _pixel_size(layer))
+        write_plane(aside, _ids(layer), _pixel_size(layer))
 
     return _saved(path, data, meta, write)
 

@@ -73,6 +73,10 @@ def test_train_then_evaluate_then_segment(cdal: Callable, data: Path) -> None:
     assert set(report["sampled"]["images"]) == {"case0", "case1", "case2"}
     assert {"dice", "iou", "aji", "pq", "ece", "pairwise_dice"} <= report["sampled"]["mean"].keys()
     assert "supervised" in ended.out
+    for answer in ("sampled", "supervised"):
+        bins = {name: np.array(n) for name, n in report[answer]["calibration"].items()}
+        gap = np.average(abs(bins["probability"] - bins["true"]), weights=bins["pixels"])
+        assert gap == pytest.approx(report[answer]["mean"]["ece_pooled"])
     ended = cdal("segment", data / "images" / "case0.png", "--model", "run/best")
     assert ended.code == 0, ended
 

@@ -77,6 +77,47 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn(segmenter: Segmenter) ->
     np.testing.assert_allclose(few, many[:2], atol=2e-3)
 
 
+def test_samples_go_on_where_others_ended(segmenter: Segmenter) -> None:
+    every = segmenter.segment(IMAGE, samples=5, keep_samples=True)
+    first = segmenter.segment(IMAGE, samples=3, keep_samples=True)
+    more = segmenter.segment(IMAGE, samples=2, first_sample=3, keep_samples=True)
+    np.testing.assert_allclose(np.concatenate([first.samples, more.samples]), every.samples, 2e-3)
+    np.testing.assert_allclose((3 * first.mean + 2 * more.mean) / 5, every.mean, atol=1e-5)
+
+
+def test_steps_are_what_the_samples_were_made_of(segmenter: Segmenter) -> None:
+    kept = segmenter.segment(IMAGE, samples=3, keep_steps=True, mpp=0.25)
+    steps = kept.steps.astype(np.float32)
+    assert steps.shape == (2, 2, 3, *IMAGE.shape[:2])
+    x_t, x_0 = steps
+    assert np.abs(x_0).max() <= 1
+    assert x_t[0].std() == pytest.approx(1, abs=0.1)  # unit noise at step T
+    np.testing.assert_array_equal(x_t[..., ::2, ::2][..., :45, :65], x_t[..., 1::2, 1::2])
+    again = segmenter.segment(IMAGE, samples=1, first_sample=2, keep_steps=True)
+    np.testing.assert_allclose(again.steps[:, :, 0], steps[:, :, 2], atol=5e-3)
+    tiled = Segmenter(segmenter.model, "cpu", tile=32).segment(IMAGE, samples=3, keep_steps=True)
+    np.testing.assert_allclose(tiled.steps, steps, atol=5e-3)
+    assert segmenter.segment(IMAGE, samples=1).steps is None
+    assert segmenter.segment(IMAGE, steps=0, keep_steps=True).steps is None
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.4, 0.18])
+def test_a_window_of_an_image_gives_the_images_answer(segmenter: Segmenter, mpp: float) -> None:
+    image = RNG.integers(0, 256, (420, 500, 3), np.uint8)
+    small = Segmenter(segmenter.model, "cpu", tile=32)
+    region = (slice(211, 241), slice(203, 255))
+    box = small.seen(image.shape[:2], region, mpp)
+    origin = tuple(s.start for s in box)
+    assert all(origin)
+    assert image[box].shape != image.shape
+    options = {"region": region, "mpp": mpp, "samples": 2}
+    part = small.segment(image[box], origin=origin, shape=image.shape[:2], **options)
+    whole = small.segment(image, **options)
+    np.testing.assert_array_equal(part.probability, whole.probability)
+    for name, column in whole.objects.items():
+        np.testing.assert_array_equal(part.objects[name], column, err_msg=name)
+
+
 def test_no_steps_is_one_deterministic_pass(segmenter: Segmenter) -> None:
     one, other = (segmenter.segment(IMAGE, steps=0, seed=s) for s in (0, 1))
     assert np.array_equal(one.probability, other.probability)

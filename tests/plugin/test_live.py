@@ -204,7 +204,7 @@ def test_a_region_of_a_slide_is_read_at_the_models_resolution(
     at = layer.world_to_data(labels.data_to_world((-0.5, -0.5)))
     np.testing.assert_allclose(at, (399.5, 799.5), atol=1e-6)
     assert labels.metadata["cdal"]["corner"] == (400, 800)
-    whole = Segmenter(Model.load(widget._folders["tiny"])).segment(
+    whole = Segmenter(Model.load(widget._chosen._folders["tiny"])).segment(
         he, mpp=0.25, samples=2, steps=2, region=(slice(100, 300), slice(200, 400))
     )
     np.testing.assert_array_equal(labels.data, whole.labels)

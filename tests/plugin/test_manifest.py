@@ -20,7 +20,7 @@ def test_manifest_is_valid_and_all_it_names_can_be_imported() -> None:
     manifest.validate_imports()
     assert manifest.name == "napari-cdal"
     assert [item.command for item in manifest.contributions.menus["napari/layers/segment"]] == [
-        manifest.contributions.widgets[0].command
+        widget.command for widget in manifest.contributions.widgets
     ]
 
 

@@ -83,7 +83,10 @@ def evaluate(
             reports[job.name] = {
                 "model": {"name": segmenter.model.name, "digest": segmenter.model.digest},
                 **options,
-                **{answer: {"mean": e.mean, "images": e.images} for answer, e in scored.items()},
+                **{
+                    answer: {"mean": e.mean, "images": e.images, "calibration": e.calibration}
+                    for answer, e in scored.items()
+                },
             }
     over = _over(means)
     _show(over)

@@ -1,4 +1,4 @@
-"""Other colour models to RGB or grayscale."""
+"""Other colour models to RGB or grayscale, and any image to what can be looked at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["from_cmyk", "from_palette", "inverted", "over_white"]
+__all__ = ["as_rgb8", "from_cmyk", "from_palette", "inverted", "over_white"]
 
 Pixels = NDArray[Any]
 
@@ -63,3 +63,15 @@ def inverted(pixels: Pixels) -> Pixels:
     if pixels.dtype.kind == "b":
         return ~pixels
     return _as_type(_largest(pixels) - pixels.astype(np.float32), pixels)
+
+
+def as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Any image as (H, W, 3) uint8: 8-bit as it is, else its 1st to 99th percentile."""
+    if image.dtype == np.uint8:
+        pixels = np.asarray(image, np.uint8)
+    else:
+        values = image.astype(np.float32)
+        low, high = np.percentile(values, (1, 99))
+        values = (values - low) * (255 / max(float(high - low), 1e-6))
+        pixels = values.clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=-1))

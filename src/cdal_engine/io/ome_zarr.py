@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ome_zarr.writer import write_multiscales_metadata
 
 from ..tiling import Box
 
-__all__ = ["Pyramid", "labels_pyramid", "maps_pyramid", "write_labels"]
+__all__ = ["Pyramid", "labels_pyramid", "maps_pyramid", "update_labels", "write_labels"]
 
 _CHUNK = 1024
 _SMALLEST = 512  # pixels; the pyramid ends at the first level this small
@@ -110,6 +111,17 @@ def write_labels(
 def labels_pyramid(path: Path, shape: tuple[int, ...]) -> Pyramid:
     """An image of (H, W) labels at `path`, where nothing may be; levels take every 2nd pixel."""
     return Pyramid(path, shape, np.uint32, _every_second, {"image-label": {"version": "0.5"}})
+
+
+def update_labels(path: Path, box: Box, labels: NDArray[np.uint32]) -> None:
+    """Replace a box of (H, W) labels at `path`, in every level of their pyramid."""
+    group: Any = zarr.open_group(path, mode="r+")
+    datasets = group.attrs["ome"]["multiscales"][0]["datasets"]
+    levels = [group[str(each["path"])] for each in datasets]
+    levels[0][box] = labels
+    for fine, coarse in pairwise(levels):
+        box = tuple(slice(s.start // 2, -(-s.stop // 2)) for s in box)
+        coarse[box] = _every_second(fine[tuple(slice(2 * s.start, 2 * s.stop) for s in box)])
 
 
 def maps_pyramid(path: Path, names: Sequence[str], shape: tuple[int, ...]) -> Pyramid:

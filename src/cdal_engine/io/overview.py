@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
+from .colour import as_rgb8
+
 __all__ = ["small_overview", "write_overview"]
 
 _LONGEST, _SHORTEST = 2000, 1000  # of the picture's longer edge, in pixels
@@ -48,7 +50,7 @@ def write_overview(
         zoom = min(16, -(-_SHORTEST // max(height, width)))
     size = (max(round(width * zoom), 1), max(round(height * zoom), 1))
     how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_NEAREST
-    picture = np.asarray(cv2.resize(_as_rgb8(image), size, interpolation=how), np.uint8)
+    picture = np.asarray(cv2.resize(as_rgb8(image), size, interpolation=how), np.uint8)
     labels = _nearest(labels, (size[1], size[0]))
     edges = find_boundaries(labels, mode="inner" if zoom < 1 else "thick")
     picture[edges] = _colours(objects)[labels[edges]]
@@ -91,18 +93,6 @@ def _made_small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     strength = (3 * share).clip(0, 1)
     mixed = outlines * strength + shrunk(pixels) * (1 - strength)
     return np.asarray(mixed.round().clip(0, 255), np.uint8)
-
-
-def _as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Any image as (H, W, 3) uint8: 8-bit as it is, else its 1st to 99th percentile."""
-    if image.dtype == np.uint8:
-        pixels = np.asarray(image, np.uint8)
-    else:
-        values = image.astype(np.float32)
-        low, high = np.percentile(values, (1, 99))
-        values = (values - low) * (255 / max(float(high - low), 1e-6))
-        pixels = values.clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=-1))
 
 
 def _nearest(labels: NDArray[np.uint32], size: tuple[int, int]) -> NDArray[np.uint32]:

@@ -21,9 +21,9 @@ from .source import Source
 if TYPE_CHECKING:
     from ..segmenter import Segmentation
 
-__all__ = ["ResultsFolder", "chosen_maps", "discard_unfinished", "write_label_tiff"]
+__all__ = ["LARGE", "ResultsFolder", "chosen_maps", "discard_unfinished", "write_plane"]
 
-_LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
+LARGE = 64e6  # pixels; larger labels are written in pieces, as OME-Zarr
 _ASIDE = ".cdal-writing-"
 _NAMES = frozenset(
     {
@@ -101,12 +101,12 @@ class ResultsFolder:
             spacing = result.mpp
             offset = ((mpp or 1.0) * (result.pixel - 1)) / 2
             if "labels" in save:
-                if result.labels.size > _LARGE:
+                if result.labels.size > LARGE:
                     from .ome_zarr import write_labels
 
                     write_labels(folder / "labels.ome.zarr", result.labels, spacing, offset)
                 else:
-                    write_label_tiff(folder / "labels.tif", result.labels, spacing)
+                    write_plane(folder / "labels.tif", result.labels, spacing)
             maps = chosen_maps(_maps(result), save)
             if maps:
                 from .ome_zarr import maps_pyramid
@@ -230,11 +230,18 @@ def _maps(result: Segmentation) -> dict[str, NDArray[Any]]:
     return maps if result.samples is None else maps | {"samples": result.samples}
 
 
-def write_label_tiff(path: Path, labels: NDArray[np.uint32], mpp: float | None) -> None:
-    """Write labels as a compressed TIFF, with their resolution where it is known."""
-    resolution = None if mpp is None else (1e4 / mpp, 1e4 / mpp)
-    unit = None if mpp is None else tifffile.RESUNIT.CENTIMETER
-    tifffile.imwrite(path, labels, compression="zlib", resolution=resolution, resolutionunit=unit)
+def write_plane(
+    path: Path, pixels: NDArray[np.generic], mpp: float | None, rgb: bool = False
+) -> None:
+    """Write labels or a picture as a compressed TIFF, with its resolution where it is known."""
+    tifffile.imwrite(
+        path,
+        pixels,
+        compression="zlib",
+        photometric="rgb" if rgb else "minisblack",
+        resolution=None if mpp is None else (1e4 / mpp, 1e4 / mpp),
+        resolutionunit=None if mpp is None else tifffile.RESUNIT.CENTIMETER,
+    )
 
 
 def _remove(path: Path) -> None:

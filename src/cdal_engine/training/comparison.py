@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import metrics
 from ..config import ModelConfig
 from ..device import peak_memory
 from ..errors import CdalError
@@ -216,10 +215,9 @@ def _draw_dice(axes: Axes, compared: Sequence[Answer]) -> None:
 def _draw_calibration(axes: Axes, compared: Sequence[Answer]) -> None:
     axes.plot([0, 1], [0, 1], color="gray", lw=1)
     for answer in compared:
-        table = np.sum(answer.evaluation.tables, axis=0)
-        count, confidence, frequency = table[:, table[0] > 0]
-        label = f"{answer.name}: {metrics.calibration_error(table):.3f}"
-        axes.plot(confidence / count, frequency / count, "o-", ms=3, label=label)
+        shown, error = answer.evaluation.calibration, answer.evaluation.mean["ece_pooled"]
+        label = f"{answer.name}: {error:.3f}"
+        axes.plot(shown["probability"], shown["true"], "o-", ms=3, label=label)
     axes.set(
         title="Calibration, and its error over all pixels",
         xlabel="probability said",

@@ -7,13 +7,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
+from ..io.colour import as_rgb8
 from ..io.records import write_aside
-from ..preparation import limits_of
 from ..segmenter import Segmenter
 from .dataset import Pair, read_pair
 from .validation import answered
@@ -21,6 +19,9 @@ from .validation import answered
 __all__ = ["draw_examples"]
 
 _MANY = 4  # pictures
+_EDGE = (
+    256  # pixels that a picture's longer edge has at least: slices of small volumes are enlarged
+)
 _TRUTH, _MISSED, _WRONG = (0, 220, 90), (40, 90, 255), (255, 60, 0)
 
 
@@ -43,22 +44,17 @@ def draw_examples(
             image, truth = np.take(image, fullest, axis), np.take(truth, fullest, axis)
             found = np.take(found, fullest, axis)
         same = found == truth if config.target == "classes" else (found > 0) == (truth > 0)
-        picture = _as_rgb8(image)
+        picture = as_rgb8(image).copy()
         for where, colour in (
             (~same & (truth > 0), _MISSED),
             (~same & (truth == 0), _WRONG),
             (find_boundaries(truth, mode="inner"), _TRUTH),
         ):
             picture[where] = (picture[where] + np.array(colour)) // 2
+        larger = -(-_EDGE // max(picture.shape))
+        picture = picture.repeat(larger, axis=0).repeat(larger, axis=1)
         png = BytesIO()
         Image.fromarray(picture).save(png, "PNG")
         pictures.append(folder / f"{pair.stem}.png")
         write_aside(pictures[-1], png.getvalue())
     return pictures
-
-
-def _as_rgb8(image: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Any image as (H, W, 3) uint8, stretched between its percentiles."""
-    low, high = limits_of(torch.from_numpy(image.astype(np.float32)))
-    grey = ((image - low) * (255 / max(float(high - low), 1e-6))).clip(0, 255).astype(np.uint8)
-    return grey if grey.ndim == 3 else np.stack([grey] * 3, axis=-1)

@@ -81,6 +81,20 @@ class Evaluation:
         means["ece_pooled"] = metrics.calibration_error(np.sum(self.tables, axis=0))
         return means
 
+    @property
+    def calibration(self) -> dict[str, list[float]]:
+        """Reliability over the pixels of all images together, an entry for each bin with any.
+
+        `pixels` in the bin, their mean `probability`, and the share of them that is `true`.
+        """
+        table = np.sum(self.tables, axis=0)
+        pixels, probability, true = table[:, table[0] > 0]
+        return {
+            "pixels": pixels.tolist(),
+            "probability": (probability / pixels).tolist(),
+            "true": (true / pixels).tolist(),
+        }
+
 
 def answers_of(config: ModelConfig, steps: int | None = None) -> dict[str, int | None]:
     """Return the steps of each answer of a model: sampled, and the supervised head's if any."""

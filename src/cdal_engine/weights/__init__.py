@@ -38,8 +38,8 @@ def available(own: Path | None = None) -> dict[str, Path]:
     return shipped() | users | shipped()  # the shipped names are theirs alone
 
 
-def folder_for(name: str) -> Path:
-    """Return the folder that a new model of the user's would have.
+def folder_for(name: str, own: Path | None = None) -> Path:
+    """Return the folder that a new model of the user's would have, in `own` if given.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def folder_for(name: str) -> Path:
             f"{name!r} cannot be a model's name",
             "use letters, digits, dots, - and _, a letter or digit first",
         )
-    folder = user_folder() / name
+    folder = (user_folder() if own is None else own) / name
     if name in shipped() or folder.exists():
         raise CdalError(
             f"there is a model {name!r} already",

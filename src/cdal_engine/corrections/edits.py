@@ -1,0 +1,101 @@
+"""What a person does to labels, and what it has changed: arrays only."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage as ndi
+from skimage.segmentation import watershed
+
+from ..errors import CdalError
+
+__all__ = ["Touched", "bounding_box", "changes", "now", "renumbered", "split"]
+
+Labels = NDArray[np.uint32]
+# By label, what a person did to an object: `action` and `when`; of a merged one also the object it
+# went `into`, of the parts of a split one what they are `from`.
+Touched = dict[int, dict[str, Any]]
+
+
+def now() -> str:
+    """The time, as provenance has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def bounding_box(labels: Labels, label: int) -> tuple[slice, slice] | None:
+    """Rows and columns of an object; None if it is not there."""
+    there = labels == label
+    rows, columns = (np.flatnonzero(there.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def split(
+    labels: Labels, label: int, first: tuple[int, int], second: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Pixels of the part of an object that belongs to the second of two points in it.
+
+    By watershed of the distance from the edge, so that it is cut where it is narrow.
+
+    Raises
+    ------
+    CdalError
+        If the points are not two pixels of the object.
+    """
+    inside = [
+        all(0 <= at < n for at, n in zip(p, labels.shape, strict=True)) and labels[p] == label
+        for p in (first, second)
+    ]
+    box = bounding_box(labels, label)
+    if first == second or not all(inside) or box is None:
+        raise CdalError("the two points do not lie in the object", "point at two places inside it")
+    mask = np.pad(labels[box] == label, 1)
+    seeds = np.zeros(mask.shape, np.int32)
+    for number, (y, x) in enumerate((first, second), 1):
+        seeds[y - box[0].start + 1, x - box[1].start + 1] = number
+    depth = ndi.distance_transform_edt(mask)
+    part = np.zeros(labels.shape, bool)
+    part[box] = (watershed(-depth, seeds, mask=mask) == 2)[1:-1, 1:-1]
+    return part
+
+
+def changes(before: Labels, after: Labels) -> dict[int, str]:
+    """What became of the objects whose pixels are not those of `before`.
+
+    Returns
+    -------
+    dict
+        By label: `drawn`, new; `redrawn`, another shape; `erased`, gone from here.
+    """
+    changed = before != after
+    were, are = set(np.unique(before).tolist()), set(np.unique(after).tolist())
+    touched = np.union1d(before[changed], after[changed])
+    return {
+        int(label): "drawn" if label not in were else "redrawn" if label in are else "erased"
+        for label in touched
+        if label
+    }
+
+
+def renumbered(before: Labels, after: Labels, free: int) -> tuple[Labels, dict[int, int]]:
+    """Give drawn objects numbers of their own where they took ones below `free`.
+
+    Such a number may be that of an object elsewhere on the slide.
+
+    Returns
+    -------
+    ndarray, dict
+        Labels, and the new number by the old one.
+    """
+    new = np.setdiff1d(after, before)
+    low = new[(new > 0) & (new < free)]
+    start = max(free, int(after.max(initial=0)) + 1)
+    numbers = {int(old): start + i for i, old in enumerate(low)}
+    result = after.copy()
+    for old, number in numbers.items():
+        result[after == old] = number
+    return result, numbers

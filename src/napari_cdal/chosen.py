@@ -1,0 +1,210 @@
+"""What the Segment form asks for: put into words before a run, checked, and made a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image, Shapes
+
+from cdal_engine.config import MAX_SAMPLES, ModelConfig, read_model_config
+from cdal_engine.errors import CdalError
+
+from .planes import Plane, check, check_memory, check_shown, enlargement, plane_of
+from .regions import Region, in_view, of_shapes, whole
+from .results import METADATA_KEY
+from .segment_form import SegmentForm
+from .volumes import check_slice
+from .worker import Answer, Job
+
+if TYPE_CHECKING:
+    import napari
+
+    from .settings import Preferences
+
+__all__ = ["Chosen"]
+
+_NOTABLE = 1.5  # a change of scale worth a word before running
+_WHOLE, _VIEW, _VOLUME = "whole image", "current view", "whole volume"
+
+
+class Chosen:
+    """What would be run.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+    folders : mapping of str to Path
+        Of the models, by name.
+    chosen : Preferences
+
+    Attributes
+    ----------
+    form : SegmentForm
+    layer : napari.layers.Image or None
+        The image that the form follows.
+    """
+
+    def __init__(
+        self, viewer: napari.viewer.Viewer, folders: Mapping[str, Path], chosen: Preferences
+    ) -> None:
+        self._viewer = viewer
+        self._folders = dict(folders)
+        self._memory_gb = chosen.memory_gb
+        self.layer: Any = None
+        self.form = SegmentForm(self._images, self._scopes, _readable(folders), chosen)
+
+    def plane(self) -> Plane | None:
+        """The plane of the image that is shown."""
+        return None if self.layer is None else plane_of(self.layer, self._viewer.dims.point)
+
+    def _images(self, _: object = None) -> list[tuple[str, Any]]:
+        """Image layers by name, those that the plugin made left out."""
+        return [
+            (layer.name, layer)
+            for layer in self._viewer.layers
+            if isinstance(layer, Image) and METADATA_KEY not in layer.metadata
+        ]
+
+    def _scopes(self, _: object = None) -> list[tuple[str, Any]]:
+        """What of the image may be segmented; shapes are offered a layer at a time."""
+        plane = self.plane()
+        config = self.form.config if plane is not None else None
+        scopes: list[tuple[str, Any]] = [("Whole image", _WHOLE), ("Current view", _VIEW)]
+        if plane is not None and plane.is_volume and config and config.takes_volumes:
+            scopes = [("Whole volume", _VOLUME), ("Slice shown", _WHOLE), scopes[1]]
+        shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
+        return scopes + [(f"Regions: {layer.name}", layer) for layer in shapes]
+
+    def hint(self) -> str:
+        """Say what a run will take, or why it will be refused."""
+        try:
+            plane, config, regions = self._checked()
+        except CdalError as error:
+            return str(error)
+        if not regions:
+            return f"All {len(plane.data)} slices of the volume."
+        height, width = plane.size if len(regions) > 1 else regions[0].size
+        many = f"{len(regions)} regions of an image of " if len(regions) > 1 else ""
+        note = self._resolution_note(plane, config, (height, width))
+        return f"{many}{width} × {height} pixels{note}."
+
+    def _resolution_note(self, plane: Plane, config: ModelConfig, size: tuple[int, int]) -> str:
+        notes = []
+        if plane.index:
+            notes.append(", of the stack only the slice shown (2-D)")
+        larger = enlargement(self.form.mpp.value, config.image)
+        if larger > _NOTABLE or larger < 1 / _NOTABLE:
+            height, width = (round(n * larger) for n in size)
+            notes.append(f". At the model's resolution: {width} × {height}")
+        if plane.spacing and max(plane.spacing) > 1.1 * min(plane.spacing):
+            notes.append(f". They are not square: taken as {plane.mpp:.3g} µm")
+        elif plane.mpp is None and config.image.mpp == self.form.mpp.value:
+            notes.append(f". Their size is unknown: the model's {config.image.mpp:g} µm is assumed")
+        return "".join(notes)
+
+    def _checked(self) -> tuple[Plane, ModelConfig, tuple[Region, ...]]:
+        """What would be run; no region: the whole volume."""
+        plane, config = self.plane(), self.form.config
+        if plane is None:
+            raise CdalError("no image layer", "open one, or File > Open Sample > cDAL")
+        if config is None:
+            raise CdalError("no model is installed", "install napari-cdal again")
+        check(plane, config.image)
+        if self.form.scope.value == _VOLUME:
+            if self._keeps_steps:
+                raise CdalError(
+                    "the steps of a whole volume are not kept",
+                    "untick Steps, or segment the slice shown",
+                )
+            return plane, config, ()
+        dims = self._viewer.dims
+        if dims.ndisplay != 2 or tuple(dims.displayed) != (dims.ndim - 2, dims.ndim - 1):
+            raise CdalError(
+                "the viewer shows a volume, or other axes than the last two",
+                "show the image's own planes in 2-D first",
+            )
+        check_shown(plane)
+        if plane.is_volume and config.takes_volumes:
+            check_slice(plane, config)
+        regions = self._regions(plane)
+        larger = enlargement(self.form.mpp.value or None, config.image)
+        samples = self.form.samples.value
+        kept = self.form.steps.value if self._keeps_steps else 0
+        for region in regions:
+            check_memory(plane.name, region.size, larger, samples, self._memory_gb, kept)
+        return plane, config, regions
+
+    @property
+    def _keeps_steps(self) -> bool:
+        return bool(self.form.wanted["steps"].value and self.form.steps.value)
+
+    def _regions(self, plane: Plane) -> tuple[Region, ...]:
+        scope = self.form.scope.value
+        if isinstance(scope, Shapes):
+            return of_shapes(plane, scope)
+        return in_view(plane) if scope == _VIEW else whole(plane)
+
+    def job(self) -> Job:
+        """What to run; raises `CdalError` if it cannot be run."""
+        plane, _, regions = self._checked()
+        form = self.form
+        return Job(
+            plane=plane,
+            regions=regions,
+            model=self._folders[form.model.value],
+            device=form.device.value,
+            mpp=form.mpp.value or None,
+            samples=form.samples.value,
+            steps=form.steps.value,
+            seed=form.seed.value,
+            wanted=frozenset(what for what, box in form.wanted.items() if box.value),
+        )
+
+    def more(self, answers: Mapping[int, Answer]) -> Job:
+        """The run that adds as many samples as the form says to those of finished answers.
+
+        Raises
+        ------
+        CdalError
+            If there are none, or more samples than are allowed.
+        """
+        kept = {part: answer for part, answer in answers.items() if _can_grow(answer)}
+        if not kept:
+            raise CdalError(
+                "no finished answer here has samples to add to (volumes keep none)",
+                "run with steps, or a volume again with more samples",
+            )
+        job, added = next(iter(kept.values())).job, self.form.samples.value
+        config = next(iter(kept.values())).config
+        larger = enlargement(job.mpp, config.image)
+        steps = job.steps if "steps" in job.wanted else 0
+        for answer in kept.values():
+            count = answer.facts["samples"] + added
+            if count > MAX_SAMPLES:
+                raise CdalError(f"{count} samples: {MAX_SAMPLES} are the most", "add fewer")
+            size = answer.segmentation.labels.shape
+            check_memory(job.plane.name, size, larger, count, self._memory_gb, steps)
+        return replace(job, samples=added, kept=kept)
+
+
+def _can_grow(answer: Answer) -> bool:
+    found = answer.segmentation
+    return found.samples is not None and found.mean is not None and not answer.so_far
+
+    def add_model(self, name: str, folder: Path) -> None:
+        """Offer a model that was made meanwhile."""
+        self._folders[name] = folder
+        self.form.add_model(name, read_model_config(folder / "config.json"))
+
+
+def _readable(folders: Mapping[str, Path]) -> dict[str, ModelConfig]:
+    """Configs by name; a broken model of the user's must not keep the others from being shown."""
+    configs = {}
+    for name, folder in folders.items():
+        with suppress(CdalError):  # `cdal models list` says what is wrong with it
+            configs[name] = read_model_config(folder / "config.json")
+    return configs

@@ -1,0 +1,305 @@
+"""Between Labels layers and the engine's corrected copies: where they lie, and what of them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import dask.array as da
+import numpy as np
+from napari.layers import Image, Labels, Shapes
+from numpy.typing import NDArray
+
+from cdal_engine.corrections.answer import Answer, of_results
+from cdal_engine.corrections.corrected import CORRECTED, CorrectedCopy
+from cdal_engine.corrections.queue import regions_by_disagreement
+from cdal_engine.errors import CdalError
+from cdal_engine.tiling import Box
+from cdal_engine.weights import user_folder
+
+from .planes import Plane, full_resolution, placement, plane_of, spacing_of
+from .regions import in_view, of_shapes
+from .results import METADATA_KEY
+
+if TYPE_CHECKING:
+    import napari
+
+__all__ = [
+    "answer_of",
+    "box_of",
+    "check_reviewable",
+    "columns_of",
+    "copy_folder",
+    "corrected_layer",
+    "corrected_name",
+    "picture_of",
+    "placed_at",
+    "scopes",
+]
+
+EDGE = 512  # pixels of a region that is suggested
+_LARGEST = 16e6  # pixels that are edited at once
+_DOUBTFUL, _VIEW, _ALL = "doubtful", "view", "all"
+
+
+def check_reviewable(layer: Labels | None) -> None:
+    """Refuse what cannot be corrected plane by plane.
+
+    Raises
+    ------
+    CdalError
+        If there is no layer, or it is of a stack or volume.
+    """
+    if layer is None:
+        raise CdalError("no labels", "segment an image, or open a folder of results, first")
+    if layer.ndim != 2:
+        raise CdalError(
+            f"labels with {layer.ndim} axes", "review labels of an image or slide, not of a stack"
+        )
+
+
+def _facts(layer: Labels) -> dict[str, Any]:
+    return dict(layer.metadata.get(METADATA_KEY, {}))
+
+
+def answer_of(layer: Labels) -> Answer:
+    """The answer that a layer shows: of its results folder, or as it is in the viewer.
+
+    Raises
+    ------
+    CdalError
+        If its folder holds none any more.
+    """
+    facts = _facts(layer)
+    if "folder" in facts:
+        return of_results(Path(facts["folder"]))
+    import pyarrow as pa
+
+    labels = np.asarray(full_resolution(layer)).astype(np.uint32)
+    columns = columns_of(layer)
+    ids = np.unique(labels)
+    ids = ids[ids > 0]
+    unknown = (np.nan, np.nan, "object")
+    rows = [columns.get(int(label), unknown) for label in ids]
+    table = pa.table(
+        {
+            "label": ids,
+            "class": pa.array([row[2] for row in rows], pa.string()),
+            "score": pa.array([row[1] for row in rows], pa.float64()),
+            "agreement": pa.array([row[0] for row in rows], pa.float64()),
+        }
+    )
+    spacing, pixel = spacing_of(layer), float(facts.get("pixel", 1.0))
+    corner = tuple(facts.get("corner", (0.0, 0.0)))
+    height, width = (round(n * pixel + at) for n, at in zip(labels.shape, corner, strict=True))
+    kept = ("source", "model", "digest", "samples", "steps", "seed")
+    return Answer(
+        labels,
+        table,
+        {"source": layer.name} | {name: facts[name] for name in kept if name in facts},
+        None if spacing is None else spacing[0] / pixel,
+        (height, width),
+        pixel,
+        corner,
+    )
+
+
+def columns_of(layer: Labels) -> dict[int, tuple[float, float, str]]:
+    """Agreement, score and class of each object, by label; NaN for what is not known."""
+    table = layer.features
+    if "index" not in table:
+        return {}
+    nothing = [np.nan] * len(table)
+    columns = [table.get(name, nothing) for name in ("agreement", "score")]
+    kinds = table.get("class", ["object"] * len(table))
+    rows = zip(table["index"], *columns, kinds, strict=True)
+    return {int(label): (float(a), float(s), str(kind)) for label, a, s, kind in rows}
+
+
+def copy_folder(layer: Labels, answer: Answer) -> Path:
+    """Where the corrected copy of a layer's labels is kept.
+
+    Beside the originals; of labels that are in no file, in the user's own folder, by name and
+    content: the same answer of the same run finds its corrections again.
+    """
+    facts = _facts(layer)
+    if "folder" in facts:
+        return Path(facts["folder"]) / CORRECTED
+    digest = hashlib.blake2b(
+        np.ascontiguousarray(answer.labels).tobytes(), digest_size=4
+    ).hexdigest()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(answer.facts["source"])).strip("-.") or "labels"
+    return user_folder().parent / "reviews" / f"{name[:60]}-{digest}"
+
+
+# -- regions --------------------------------------------------------------------------------------
+
+
+def _plane(layer: Labels) -> Plane:
+    """A Labels layer as the plane that regions are of."""
+    levels = tuple(layer.data) if layer.multiscale else (layer.data,)
+    height, width = levels[0].shape
+    return Plane(
+        layer=layer,
+        name=str(layer.name),
+        levels=levels,
+        index=(),
+        size=(int(height), int(width)),
+        rgb=False,
+        oblique=False,
+        spacing=spacing_of(layer),
+        axes=None,
+    )
+
+
+def scopes(viewer: napari.viewer.Viewer, layer: Labels | None) -> list[tuple[str, Any]]:
+    """What of the labels may be opened, by name; a small image as a whole first."""
+    choices: list[tuple[str, Any]] = [
+        (f"Most disagreement ({EDGE} px)", _DOUBTFUL),
+        ("Current view", _VIEW),
+        ("All of it", _ALL),
+    ]
+    if layer is not None and max(full_resolution(layer).shape) <= 2 * EDGE:
+        choices = [choices[2], *choices[:2]]
+    shapes = [each for each in viewer.layers if isinstance(each, Shapes)]
+    return choices + [(f"Regions: {each.name}", each) for each in shapes]
+
+
+def box_of(layer: Labels, scope: Any, done: Sequence[Box]) -> Box:
+    """Rows and columns of the labels to open.
+
+    Parameters
+    ----------
+    layer : napari.layers.Labels
+    scope
+        One of `scopes`. Of several regions, the first that is not among `done`.
+    done : sequence of tuple of slice
+
+    Raises
+    ------
+    CdalError
+        If there is none left, or it is too large to be edited.
+    """
+    plane = _plane(layer)
+    if scope == _DOUBTFUL:
+        boxes = _doubtful(layer, plane.size)
+    elif scope == _VIEW:
+        boxes = [in_view(plane)[0].box]
+    elif scope == _ALL:
+        boxes = [tuple(slice(0, n) for n in plane.size)]
+    else:
+        boxes = [region.box for region in of_shapes(plane, scope)]
+    left = [box for box in boxes if box not in done] or ([] if scope == _DOUBTFUL else boxes)
+    if not left:
+        raise CdalError("every region with objects is reviewed", "choose the current view")
+    height, width = (s.stop - s.start for s in left[0])
+    if height * width > _LARGEST:
+        raise CdalError(
+            f"{width} x {height} pixels are too many to edit at once",
+            "zoom in and choose the current view, or draw a rectangle in a Shapes layer",
+        )
+    return left[0]
+
+
+def _doubtful(layer: Labels, size: tuple[int, int]) -> list[Box]:
+    table = layer.features
+    if not {"y", "x", "agreement", "score"} <= set(table):
+        raise CdalError("the labels have no table with agreement", "choose the current view")
+    y, x = (np.asarray(table[name], float) + 0.5 for name in ("y", "x"))
+    doubt = 1 - table["agreement"].fillna(table["score"]).to_numpy(float)
+    return regions_by_disagreement(y, x, doubt, size, EDGE)
+
+
+def placed_at(layer: Labels, box: Box) -> dict[str, Any]:
+    """Layer arguments that put what is in a box where it lies."""
+    return placement(layer, [float(s.start) for s in box])
+
+
+def picture_of(viewer: napari.viewer.Viewer, layer: Labels, box: Box) -> NDArray[np.generic] | None:
+    """Pixels of the image below a box, on the grid of the labels; None if it is not there.
+
+    Raises
+    ------
+    CdalError
+        If the image cannot be read.
+    """
+    image = _image_of(viewer, layer)
+    if image is None:
+        return None
+    plane = plane_of(image, viewer.dims.point)
+    corners = np.array([[s.start, s.stop] for s in box], float).T - 0.5
+    low, high = (np.asarray(image.world_to_data(layer.data_to_world(at))) + 0.5 for at in corners)
+    size = tuple(s.stop - s.start for s in box)
+    steps = [plane.size[0] / level.shape[0] for level in plane.levels]
+    wanted = float((high - low)[0]) / size[0]
+    level = max(i for i, step in enumerate(steps) if step <= max(wanted * 1.01, 1.0))
+    low, high = low / steps[level], high / steps[level]
+    start = np.floor(low + 1e-3).astype(int)
+    stop = np.maximum(np.ceil(high - 1e-3).astype(int), start + 1)
+    limits = np.array(plane.levels[level].shape[:2])
+    inside = tuple(slice(*at) for at in np.clip([start, stop], 0, limits).T.tolist())
+    pixels: NDArray[Any] = plane.read(level, inside)
+    missing = [(s.start - a, b - s.stop) for s, a, b in zip(inside, start, stop, strict=True)]
+    if np.any(missing):  # the last pixels of the labels' grid reach beyond the image
+        pixels = np.pad(pixels, [*missing, *[(0, 0)] * (pixels.ndim - 2)], mode="edge")
+    if pixels.shape[:2] == size:
+        return pixels
+    way = cv2.INTER_AREA if pixels.shape[0] > size[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=way))
+
+
+def _image_of(viewer: napari.viewer.Viewer, layer: Labels) -> Image | None:
+    """The image that labels are of: the one named in them, else the only one of the file's."""
+    images = [
+        each
+        for each in viewer.layers
+        if isinstance(each, Image) and METADATA_KEY not in each.metadata and each.ndim == 2
+    ]
+    named = [each for each in images if each.name == _facts(layer).get("source")]
+    found = named or images
+    return found[0] if len(found) == 1 else None
+
+
+# -- what comes of it -----------------------------------------------------------------------------
+
+
+def corrected_name(source: Labels) -> str:
+    """Name of the layer that shows corrected labels."""
+    return f"corrected: {source.name.removeprefix('labels: ')}"
+
+
+def corrected_layer(viewer: napari.viewer.Viewer, source: Labels, copy: CorrectedCopy) -> Labels:
+    """Show the corrected labels, in place of those they were made of."""
+    data: Any = copy.labels
+    if copy.labels_path.suffix == ".zarr":
+        data = _levels(copy.labels_path)
+    name = corrected_name(source)
+    if name in viewer.layers:
+        layer = viewer.layers[name]
+        layer.data = data
+    else:
+        layer = Labels(
+            data,
+            name=name,
+            multiscale=isinstance(data, list),
+            features=source.features,
+            metadata={METADATA_KEY: _facts(source) | {"what": CORRECTED}},
+            **placement(source, (0.0, 0.0)),
+        )
+        layer.contour = source.contour
+        viewer.layers.insert(viewer.layers.index(source) + 1, layer)
+    source.visible = False
+    layer.visible = True
+    return layer
+
+
+def _levels(path: Path) -> list[da.Array]:
+    import zarr
+
+    group: Any = zarr.open_group(path, mode="r")
+    names = sorted(group.array_keys())
+    return [da.from_zarr(path / name) for name in names]  # type: ignore[no-untyped-call]

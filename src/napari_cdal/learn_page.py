@@ -1,0 +1,269 @@
+"""The Learn page of the Review widget: a model fine-tuned on the reviewed regions."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magicgui.widgets import ComboBox, LineEdit, PushButton, SpinBox
+from napari.qt.threading import create_worker
+from napari.utils.notifications import show_error
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QSizePolicy, QWidget
+
+from cdal_engine.corrections.corrected import CorrectedCopy
+from cdal_engine.errors import Cancelled, CdalError
+from cdal_engine.weights import available, folder_for
+
+from .curve import Curve
+from .settings import Preferences
+
+if TYPE_CHECKING:
+    from cdal_engine.corrections.learn import Learned
+
+__all__ = ["LearnPage"]
+
+_POLL = 200  # milliseconds between looks at how far it is
+
+
+class Learning:
+    """A fine-tuning on its way: called in a worker thread, looked at from the GUI's."""
+
+    def __init__(
+        self, copy: CorrectedCopy, folder: Path, model: Path, device: str, minutes: float
+    ) -> None:
+        self._copy, self._folder = copy, folder
+        self._model, self._device, self._minutes = model, device, minutes
+        self.rows: deque[dict[str, float]] = deque()  # reported, and not shown yet
+        self.stop = False  # a worker that is told to quit returns nothing
+        self.abandoned: Callable[[], bool] = lambda: False
+
+    def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
+        return "fine-tuning on corrections"
+
+    def __call__(self) -> Learned | str:
+        """What was learned, or why nothing was."""
+        try:
+            from cdal_engine.corrections.export import training_folder
+            from cdal_engine.corrections.learn import held_out, learn
+        except ImportError as error:
+            return f"Training needs {error.name} (pip install 'napari-cdal[train]')."
+        try:
+            stems = training_folder(self._copy, self._folder / "data")
+            chosen = held_out(stems)
+            return learn(
+                self._folder / "data",
+                self._folder / "run",
+                self._model,
+                chosen,
+                self._device,
+                self._minutes,
+                self._report,
+            )
+        except CdalError as error:
+            return str(error)
+        except Cancelled:
+            return "Stopped before anything was learned."
+
+    def _report(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if self.stop or self.abandoned():
+            raise Cancelled
+
+
+class LearnPage(QWidget):
+    """A form, a curve, and a model in the user's folder when it is done.
+
+    Parameters
+    ----------
+    preferences : Preferences
+    copy : callable
+        Returns the corrected copy that is open, or None.
+    on_model : callable
+        Called with name and folder of a new model.
+    """
+
+    def __init__(
+        self,
+        preferences: Preferences,
+        copy: Callable[[], CorrectedCopy | None],
+        on_model: Callable[[str, Path], None],
+    ) -> None:
+        super().__init__()
+        self._preferences, self._copy, self._on_model = preferences, copy, on_model
+        self._learning: Learning | None = None
+        self._worker: Any = None
+        self._folder: Path | None = None
+        self.model = ComboBox(label="Start from", choices=self._models)
+        self.name = LineEdit(label="New model", value="my-nuclei")
+        self.minutes = SpinBox(label="Minutes, at most", value=8, min=1, max=600)
+        self.learn_button = PushButton(text="Fine-tune on these corrections")
+        self.learn_button.tooltip = "Learns from the regions that are marked as reviewed."
+        self.stop_button = PushButton(text="Stop", enabled=False)
+        self.stop_button.tooltip = "What was learned so far is judged, and kept if it is better."
+        self.data_button = PushButton(text="Export as training folder…")
+        self.data_button.tooltip = "The same images and labels, for cdal train."
+        self.curve = Curve()
+        self.status = QLabel()
+        self._lay_out()
+        self._timer = QTimer(self)
+        self._timer.setInterval(_POLL)
+        self._timer.timeout.connect(self._look)
+        self.learn_button.changed.connect(self._on_learn)
+        self.stop_button.changed.connect(self._on_stop)
+        self.data_button.changed.connect(self._on_data)
+
+    @property
+    def running(self) -> bool:
+        """Whether a model is learning."""
+        return self._learning is not None
+
+    def _models(self, _: object = None) -> list[str]:
+        return list(available(self._preferences.own_models))
+
+    def _lay_out(self) -> None:
+        rows = QFormLayout(self)
+        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        for field in (self.model, self.name, self.minutes):
+            rows.addRow(field.label, field.native)
+        for button in (self.learn_button, self.stop_button):
+            rows.addRow(button.native)
+        rows.addRow(self.curve)
+        self.status.setTextFormat(Qt.TextFormat.PlainText)
+        self.status.setWordWrap(True)
+        self.status.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
+        self.status.setMinimumHeight(6 * self.status.fontMetrics().lineSpacing())
+        rows.addRow(self.status)
+        rows.addRow(self.data_button.native)
+
+    def suggest(self, model: str) -> None:
+        """Start from the model whose answer is corrected, if it is there."""
+        if model in self.model.choices:
+            self.model.value = model
+            self.name.value = f"{model}-corrected"
+
+    def _ready(self) -> CorrectedCopy:
+        copy = self._copy()
+        if copy is None:
+            raise CdalError("nothing is under review", "open a region on the Review page first")
+        return copy
+
+    # -- learning ---------------------------------------------------------------------------------
+
+    def _on_learn(self) -> None:
+        if self.running:
+            return
+        try:
+            copy = self._ready()
+            folder_for(self.name.value, self._preferences.own_models)
+            models = available(self._preferences.own_models)
+            model = models[self.model.value]
+        except CdalError as error:
+            self._say(str(error))
+            show_error(str(error))
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix="cdal-learning-"))
+        minutes = float(self.minutes.value)
+        learning = Learning(copy, self._folder, model, self._preferences.device, minutes)
+        worker = create_worker(learning, _start_thread=False)
+        reference = weakref.ref(worker)
+
+        def abandoned() -> bool:
+            alive = reference()
+            return alive is None or bool(alive.abort_requested)
+
+        learning.abandoned = abandoned
+        worker.returned.connect(self._on_returned)
+        worker.errored.connect(lambda error: self._say(f"{type(error).__name__}: {error}"))
+        worker.finished.connect(self._on_finished)
+        self._learning, self._worker = learning, worker
+        self.curve.clear()
+        self._set_running(True)
+        self._say("Reading the regions, and judging the model as it is…")
+        self._timer.start()
+        worker.start()
+
+    def _on_stop(self) -> None:
+        if self._learning is not None:
+            self._learning.stop = True
+            self.stop_button.enabled = False
+            self._say("Stopping: what was learned so far is judged…")
+
+    def _look(self) -> None:
+        """Show what was reported since the last look."""
+        learning = self._learning
+        while learning is not None and learning.rows:
+            row = learning.rows.popleft()
+            self.curve.add(row)
+            if self.stop_button.enabled and "dice" not in row:
+                self._say(f"Step {row['step']:.0f}, {row['progress']:.0%}.")
+
+    def _on_returned(self, result: Learned | str) -> None:
+        self._look()
+        if isinstance(result, str):
+            self._say(result)
+            return
+        from cdal_engine.corrections.learn import publish
+
+        name, start = str(self.name.value), str(self.model.value)
+        scores = f"{result.outcome}"
+        ended = "Stopped; the best so far is kept. " if result.stopped else ""
+        if not result.outcome.better:
+            self._say(f"It did not help: {start} stays as it was, and is the better one. {scores}.")
+            return
+        card = f"{start}, fine-tuned on corrected regions; {scores}."
+        try:
+            folder = publish(result, name, card, self._preferences.own_models)
+        except CdalError as error:
+            self._say(str(error))
+            return
+        self._say(f"{ended}New model {name!r}: {scores}. It lies in {folder}.")
+        self.model.reset_choices()
+        self._on_model(name, folder)
+
+    def _on_finished(self) -> None:
+        self._timer.stop()
+        self._learning = self._worker = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._set_running(False)
+
+    def _set_running(self, running: bool) -> None:
+        self.learn_button.enabled = not running
+        self.stop_button.enabled = running
+
+    def _say(self, text: str) -> None:
+        self.status.setText(text[:1].upper() + text[1:])
+
+    def abandon(self) -> None:
+        """Let a running worker stop unheard: the widget is going away."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._timer.stop()
+            worker.quit()
+
+    # -- the same data, for the command line ------------------------------------------------------
+
+    def _on_data(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "Empty folder for images and labels")
+        if chosen:
+            self.export(Path(chosen))
+
+    def export(self, folder: Path) -> None:
+        """Write the reviewed regions into `folder`, for `cdal train`."""
+        from cdal_engine.corrections.export import training_folder
+
+        try:
+            stems = training_folder(self._ready(), folder)
+        except CdalError as error:
+            self._say(str(error))
+            show_error(str(error))
+            return
+        count = sum(len(each) for each in stems.values())
+        self._say(f"{count} images with labels in {folder}: cdal train {folder} --init MODEL")

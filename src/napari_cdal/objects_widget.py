@@ -1,0 +1,190 @@
+"""The Objects dock widget: table and histograms of a Labels layer; table and image select together.
+
+napari's own table of features takes the number of a row for the label, which objects that are
+numbered from 1 do not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from magicgui.widgets import Container, Label, Widget
+from napari.layers import Labels
+from napari.utils.theme import get_theme
+from qtpy.QtCore import QModelIndex, Qt
+from qtpy.QtWidgets import QSizePolicy, QSplitter
+
+from .histograms import Histograms
+from .objects_table import ObjectsModel, ObjectsTable
+
+if TYPE_CHECKING:
+    import napari
+
+__all__ = ["ObjectsWidget"]
+
+_NONE = "No labels with a table: run Segment, or open results."
+
+
+class ObjectsWidget(Container[Widget]):
+    """Objects of the Labels layer that is selected, or was last.
+
+    Parameters
+    ----------
+    napari_viewer : napari.viewer.Viewer
+    """
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
+        super().__init__(labels=False)
+        self._viewer = napari_viewer
+        self._layer: Labels | None = None
+        self._following = False  # whether the selection is being brought to the other side
+        self.title = Label(value=_NONE)
+        self.model = ObjectsModel()
+        self.table = ObjectsTable(self.model)
+        self.histograms = Histograms(get_theme(napari_viewer.theme).text.as_hex())
+        self.title.native.setTextFormat(Qt.TextFormat.PlainText)
+        self.title.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.append(self.title)
+        parts = QSplitter(Qt.Orientation.Horizontal)
+        parts.addWidget(self.table)
+        parts.addWidget(self.histograms)
+        parts.setStretchFactor(0, 3)
+        parts.setStretchFactor(1, 2)
+        self.native.layout().addWidget(parts)
+        selected = self.table.selectionModel()
+        assert selected is not None
+        selected.currentRowChanged.connect(self._on_row)
+        self.model.layoutChanged.connect(self._select_row)
+        self._events: tuple[tuple[Any, Any], ...] = (
+            (napari_viewer.layers.selection.events.active, self._choose),
+            (napari_viewer.layers.events.inserted, self._choose),
+            (napari_viewer.layers.events.removed, self._choose),
+        )
+        for emitter, act in self._events:
+            emitter.connect(act)
+        self.native_parent_changed.connect(self._on_parent)
+        self.native.destroyed.connect(self._abandon)
+        self._choose()
+
+    @property
+    def layer(self) -> Labels | None:
+        """The layer that is shown."""
+        return self._layer
+
+    def _choose(self, *_: object) -> None:
+        """Show the selected layer's objects; without one, the last or topmost layer's."""
+        tables = [layer for layer in self._viewer.layers if _has_table(layer)]
+        active = self._viewer.layers.selection.active
+        wanted: Labels | None = tables[-1] if tables else None
+        for preferred in (self._layer, active):
+            wanted = preferred if preferred in tables else wanted
+        if wanted is not self._layer:
+            self._follow(wanted)
+
+    def _follow(self, layer: Labels | None) -> None:
+        old, self._layer = self._layer, layer
+        for watched, act in ((old, "disconnect"), (layer, "connect")):
+            if watched is not None:
+                for event, slot in self._slots(watched):
+                    getattr(event, act)(slot)
+        if old is not None and self._on_press in old.mouse_drag_callbacks:
+            old.mouse_drag_callbacks.remove(self._on_press)
+        if layer is not None:
+            layer.mouse_drag_callbacks.append(self._on_press)
+        self._fill()
+
+    def _slots(self, layer: Labels) -> tuple[tuple[Any, Any], ...]:
+        events = layer.events
+        return (
+            (events.features, self._fill),
+            (events.selected_label, self._select_row),
+            (events.name, self._name),
+        )
+
+    def _fill(self, *_: object) -> None:
+        """Show the layer's features as they are now."""
+        layer = self._layer
+        if layer is None or not _has_table(layer):
+            self.title.value = _NONE
+            self.histograms.show_features(None)
+            self.table.setVisible(False)
+            return
+        self.table.setVisible(True)
+        self.model.show(layer.features)
+        self.histograms.show_features(layer.features)
+        self._name()
+        self._select_row()
+
+    def _name(self, *_: object) -> None:
+        if self._layer is not None:
+            self.title.value = f"{self.model.rowCount()} objects in {self._layer.name}"
+
+    def _on_row(self, current: QModelIndex, _: QModelIndex) -> None:
+        """Select the row's object in the image and bring it to the middle."""
+        layer = self._layer
+        if layer is None or self._following or not current.isValid():
+            return
+        self._following = True
+        try:
+            layer.selected_label = self.model.label(current.row())
+        finally:
+            self._following = False
+        position = self.model.position(current.row())
+        if position is None:
+            return
+        at = np.asarray(layer.data_to_world((*(0,) * (layer.ndim - 2), *position)))
+        dims = self._viewer.dims
+        for axis, point in enumerate(at[:-2], dims.ndim - layer.ndim):
+            dims.set_point(axis, point)
+        self._viewer.scene.camera.center = tuple(at[-2:])
+
+    def _select_row(self, *_: object) -> None:
+        """Select the row of the object that is selected in the image."""
+        row = None if self._layer is None else self.model.row(int(self._layer.selected_label))
+        if self._following:
+            return
+        self._following = True
+        try:
+            if row is None:
+                self.table.clearSelection()
+            else:
+                self.table.selectRow(row)
+                self.table.scrollTo(self.model.index(row, 0))
+        finally:
+            self._following = False
+
+    def _on_press(self, layer: Labels, event: Any) -> Iterator[None]:
+        """Select the object that is clicked on; a drag moves the image, as ever."""
+        yield
+        if event.type == "mouse_move" or layer.mode != "pan_zoom":
+            return
+        found = layer.get_value(
+            event.position,
+            view_direction=event.view_direction,
+            dims_displayed=event.dims_displayed,
+            world=True,
+        )
+        label = found[-1] if isinstance(found, tuple) else found  # a pyramid tells its level, too
+        if label:
+            layer.selected_label = int(label)
+
+    def _on_parent(self, parent: object) -> None:
+        if parent is None:
+            self._abandon()
+
+    def _abandon(self, *_: object) -> None:
+        """Listen no more: this widget is going away."""
+        for emitter, act in self._events:
+            emitter.disconnect(act)
+        self._events = ()
+        layer, self._layer = self._layer, None
+        if layer is not None:
+            for event, slot in self._slots(layer):
+                event.disconnect(slot)
+            layer.mouse_drag_callbacks.remove(self._on_press)
+
+
+def _has_table(layer: Any) -> bool:
+    return isinstance(layer, Labels) and "index" in layer.features

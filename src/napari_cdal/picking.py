@@ -1,0 +1,83 @@
+"""Clicks on the region under review: to select, for the other of a merge, to split in two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from napari.layers import Labels
+
+from .review import Review
+
+__all__ = ["Picking"]
+
+
+class Picking:
+    """What the next clicks mean.
+
+    Parameters
+    ----------
+    review : Review
+    say : callable
+        Shows what is waited for.
+    told : callable
+        Wraps what may raise a `CdalError`, which it shows.
+    """
+
+    def __init__(
+        self,
+        review: Review,
+        say: Callable[[str], None],
+        told: Callable[[Callable[[], None]], Callable[..., None]],
+    ) -> None:
+        self._review, self._say, self._told = review, say, told
+        self._waiting = ""  # for the clicks of a merge or split
+        self._points: list[tuple[int, int]] = []
+        review.layer.mouse_drag_callbacks.append(self._on_mouse)
+        review.layer.bind_key("Escape", self._cancel, overwrite=True)
+
+    def merge(self) -> None:
+        """Wait for a click on the other object."""
+        self._wait("merge", "Click the object to merge with (Esc: none).")
+
+    def split(self) -> None:
+        """Wait for two clicks in the object."""
+        self._wait("split", "Click two points inside the object, one in each part (Esc: none).")
+
+    def _wait(self, what: str, text: str) -> None:
+        self._waiting, self._points = what, []
+        self._review.layer.mode = "pan_zoom"
+        self._say(text)
+
+    def _cancel(self, layer: Labels) -> None:
+        if self._waiting:
+            self._waiting, self._points = "", []
+            self._say("Nothing was changed.")
+        else:
+            layer.mode = "pan_zoom"
+
+    def _on_mouse(self, layer: Labels, event: Any) -> Iterator[None]:
+        """A click, told from a drag, which moves the picture."""
+        at, dragged = event.position, False
+        yield
+        while event.type == "mouse_move":
+            dragged = True
+            yield
+        if not dragged and layer.mode == "pan_zoom":
+            y, x = (round(float(n)) for n in layer.world_to_data(at)[-2:])
+            height, width = layer.data.shape
+            if 0 <= y < height and 0 <= x < width:
+                self._told(lambda: self._clicked((y, x)))()
+
+    def _clicked(self, point: tuple[int, int]) -> None:
+        label = int(self._review.layer.data[point])
+        if self._waiting == "merge":
+            self._waiting = ""
+            self._review.merge(label)
+        elif self._waiting == "split":
+            self._points.append(point)
+            if len(self._points) == 2:
+                self._waiting = ""
+                self._review.split(*self._points)
+        else:
+            self._review.select(label)

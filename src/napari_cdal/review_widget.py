@@ -1,0 +1,367 @@
+"""The Review dock widget: objects one after the other by keys, kept as they are corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton, Widget
+from napari.layers import Labels
+from napari.qt.threading import create_worker
+from napari.utils.notifications import show_error
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QGridLayout, QSizePolicy, QTabWidget, QWidget
+
+from cdal_engine.corrections.corrected import CORRECTED, CorrectedCopy
+from cdal_engine.errors import CdalError
+
+from .corrections import (
+    answer_of,
+    box_of,
+    check_reviewable,
+    copy_folder,
+    corrected_layer,
+    corrected_name,
+    scopes,
+)
+from .learn_page import LearnPage
+from .picking import Picking
+from .results import METADATA_KEY
+from .review import COLOURS, ORDERS, Review
+from .segment_widget import SegmentWidget
+from .settings import preferences
+
+if TYPE_CHECKING:
+    import napari
+
+__all__ = ["ACTIONS", "ReviewWidget"]
+
+_KEEP = 2000  # milliseconds between versions
+# Name, text, key and what it does; no key is one of napari's own for Labels layers.
+ACTIONS = (
+    ("accept", "Accept", "A", "It is right as it is; on to the next that is not reviewed."),
+    ("delete", "Delete", "D", "It is no object; on to the next."),
+    ("next", "Next", "N", "On to the next object."),
+    ("previous", "Back", "Shift-N", "Back to the object before."),
+    ("merge", "Merge", "G", "Then click the other object: both become one."),
+    ("split", "Split", "S", "Then click two points inside: it is cut between them."),
+    ("redraw", "Redraw", "R", "Napari's brush with its number; 1 erases, 6 ends painting."),
+    ("undo", "Undo", "U", "Take the last step back, of the brush, too (Ctrl-Z)."),
+)
+
+
+class ReviewWidget(Container[Widget]):
+    """Choose labels and a region, step through its objects, and correct them.
+
+    Parameters
+    ----------
+    napari_viewer : napari.viewer.Viewer
+    """
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
+        super().__init__(labels=False)
+        self._viewer = napari_viewer
+        self.copy: CorrectedCopy | None = None
+        self.review: Review | None = None
+        self._source: Labels | None = None  # that `copy` is of
+        self._picking: Picking | None = None
+        self.source = ComboBox(label="Labels", choices=self._choices)
+        self.scope = ComboBox(label="Region", choices=self._scopes)
+        self.scope.tooltip = "What is opened for correction, as a part of its own in memory."
+        self.open_button = PushButton(text="Open region")
+        self.order = ComboBox(label="Order", choices=ORDERS)
+        self.order.tooltip = "disagreement: lowest agreement first, then lowest score."
+        self.colours = ComboBox(label="Colour by", choices=COLOURS)
+        self.actions = {name: _button(f"{text}  [{key}]", tip) for name, text, key, tip in ACTIONS}
+        self.progress = ProgressBar(min=0, max=1, value=0)
+        self.reviewed_button = _button("Region is reviewed", "All of it is right now: save, close.")
+        self.close_button = _button("Close region", "Save; some of it is still to be reviewed.")
+        self.export_button = _button("Export…", "Table, outlines and labels, corrections included.")
+        self.status = Label(value="")
+        self.learning = LearnPage(preferences(), lambda: self.copy, self._on_model)
+        self._lay_out()
+        self._connect()
+        self._timer = QTimer(self.native)
+        self._timer.setInterval(_KEEP)
+        self._timer.timeout.connect(self._keep)
+        self._show()
+
+    # -- what it looks like -----------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        status = self.status.native
+        status.setTextFormat(Qt.TextFormat.PlainText)
+        status.setWordWrap(True)
+        status.setAlignment(Qt.AlignmentFlag.AlignTop)
+        status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
+        status.setMinimumHeight(5 * status.fontMetrics().lineSpacing())
+        self.progress.native.setTextVisible(False)
+        rows = QFormLayout()
+        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        for field in (self.source, self.scope):
+            rows.addRow(field.label, field.native)
+            menu = field.native  # long names must not widen the dock
+            menu.setSizeAdjustPolicy(menu.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            menu.setMinimumContentsLength(10)
+        rows.addRow(self.open_button.native)
+        for field in (self.order, self.colours):
+            rows.addRow(field.label, field.native)
+        grid = QGridLayout()
+        for i, button in enumerate(self.actions.values()):
+            grid.addWidget(button.native, i // 2, i % 2)
+        rows.addRow(grid)
+        rows.addRow(self.progress.native)
+        ends = QGridLayout()
+        ends.addWidget(self.reviewed_button.native, 0, 0)
+        ends.addWidget(self.close_button.native, 0, 1)
+        ends.addWidget(self.export_button.native, 1, 0, 1, 2)
+        rows.addRow(ends)
+        rows.addRow(status)
+        page = QWidget()
+        page.setLayout(rows)
+        self.tabs = QTabWidget()
+        self.tabs.addTab(page, "Review")
+        self.tabs.addTab(self.learning, "Learn")
+        self.native.layout().addWidget(self.tabs)
+
+    def _connect(self) -> None:
+        self.source.changed.connect(self._on_labels)
+        self.open_button.changed.connect(self._told(self._open))
+        self.order.changed.connect(self._on_order)
+        self.colours.changed.connect(self._on_colours)
+        for name, button in self.actions.items():
+            button.changed.connect(self._told(self._does(name)))
+        self.reviewed_button.changed.connect(self._told(lambda: self._close(reviewed=True)))
+        self.close_button.changed.connect(self._told(lambda: self._close(reviewed=False)))
+        self.export_button.changed.connect(self._told(self._choose_export))
+        self._viewer.layers.events.removed.connect(self._on_removed)
+        self.native_parent_changed.connect(self._on_parent)
+        self.native.destroyed.connect(self._abandon)
+
+    def _choices(self, _: object = None) -> list[tuple[str, Any]]:
+        """Labels layers by name, those that this widget made left out."""
+        ours = self.review.layer if self.review else None
+        return [
+            (layer.name, layer)
+            for layer in self._viewer.layers
+            if isinstance(layer, Labels)
+            and layer is not ours
+            and layer.metadata.get(METADATA_KEY, {}).get("what") != CORRECTED
+        ]
+
+    def _scopes(self, _: object = None) -> list[tuple[str, Any]]:
+        layer = self.source.value if self.source.value in self._viewer.layers else None
+        if layer is None or layer.ndim != 2:
+            return []
+        return scopes(self._viewer, layer)
+
+    def reset_choices(self, *_: Any) -> None:
+        """Follow the viewer's layers; napari calls it when one comes, goes or is renamed."""
+        self.source.reset_choices()
+        self.scope.reset_choices()
+
+    def _show(self, *_: object) -> None:
+        """Show how far it is, and what is under review."""
+        review = self.review
+        for button in (*self.actions.values(), self.reviewed_button, self.close_button):
+            button.enabled = review is not None
+        for field in (self.source, self.scope, self.open_button):
+            field.enabled = review is None
+        self.export_button.enabled = self.copy is not None and review is None
+        if review is None:
+            return
+        done, every = review.progress
+        self.progress.max, self.progress.value = max(every, 1), done
+        self._say(f"{review.described()}{done} of {every} reviewed.")
+
+    def _say(self, text: str) -> None:
+        self.status.value = text[:1].upper() + text[1:]
+
+    def _told(self, do: Callable[[], None]) -> Callable[..., None]:
+        """Have what goes wrong said, here and as napari's message."""
+
+        def told(*_: object) -> None:
+            try:
+                do()
+            except CdalError as error:
+                self._say(str(error))
+                show_error(str(error))
+
+        return told
+
+    # -- regions ----------------------------------------------------------------------------------
+
+    def _on_labels(self, *_: object) -> None:
+        self.scope.reset_choices()
+        if self.source.value is not self._source:
+            self._release()
+
+    def _on_order(self, order: str) -> None:
+        if self.review is not None:
+            self.review.sort(order)
+
+    def _on_colours(self, by: str) -> None:
+        if self.review is not None:
+            self.review.colour(by)
+
+    def _open(self) -> None:
+        """Open the chosen region, and the corrected copy before it."""
+        layer = self.source.value
+        check_reviewable(layer)
+        notes = self._take_copy(layer)
+        assert self.copy is not None
+        box = box_of(layer, self.scope.value, self.copy.regions(reviewed=True))
+        if corrected_name(layer) in self._viewer.layers:
+            self._viewer.layers[corrected_name(layer)].visible = False
+        self.review = Review(self._viewer, layer, self.copy, box, self._show)
+        self._bind(self.review)
+        self.review.sort(self.order.value)
+        self.review.colour(self.colours.value)
+        self._timer.start()
+        self._show()
+        if notes:
+            self._say(f"{notes} {self.status.value}")
+
+    def _take_copy(self, layer: Labels) -> str:
+        """Hold the corrected copy of a layer; what is to be said about it."""
+        if self.copy is not None and self._source is layer:
+            return ""
+        self._release()
+        answer = answer_of(layer)
+        self.copy = CorrectedCopy(copy_folder(layer, answer), answer)
+        self._source = layer
+        self.learning.suggest(str(answer.facts.get("model", "")))
+        notes = [f"Kept in {self.copy.folder}."]
+        if self.copy.recovered is not None:
+            notes.append("Corrections that had not been saved were recovered.")
+        if not self.copy.is_of(answer):
+            notes.append(
+                "The results were made anew since: these corrections are of the earlier answer, "
+                f"and stay. Move {self.copy.folder.name} away to correct the new one."
+            )
+        return " ".join(notes)
+
+    def _bind(self, review: Review) -> None:
+        """Keys of the region's layer, and clicks on it."""
+        for name, _, key, _ in ACTIONS:
+            review.layer.bind_key(key, self._told(self._does(name)))
+        review.layer.bind_key("Control-Z", self._told(review.undo), overwrite=True)
+        review.layer.bind_key("Control-Shift-Z", self._told(review.redo), overwrite=True)
+        self._picking = Picking(review, self._say, self._told)
+
+    def _does(self, name: str) -> Callable[[], None]:
+        def act() -> None:
+            review, picking = self.review, self._picking
+            if review is None or picking is None:
+                return
+            {
+                "accept": review.accept,
+                "delete": review.delete,
+                "next": lambda: review.step(1),
+                "previous": lambda: review.step(-1),
+                "merge": picking.merge,
+                "split": picking.split,
+                "redraw": review.redraw,
+                "undo": review.undo,
+            }[name]()
+
+        return act
+
+    def _keep(self) -> None:
+        if self.review is not None:
+            self._told(self.review.keep)()
+
+    def _close(self, reviewed: bool) -> None:
+        """Write the region, show the corrected labels, and be ready for the next."""
+        review, source, copy = self.review, self._source, self.copy
+        if review is None or source is None or copy is None:
+            return
+        review.write(reviewed)
+        self.review = self._picking = None
+        self._timer.stop()
+        review.remove_layers()
+        if source in self._viewer.layers:
+            layer = corrected_layer(self._viewer, source, copy)
+            self._viewer.layers.selection.active = layer
+        self.reset_choices()
+        self._show()
+        count = len(copy.regions(reviewed=True))
+        self._say(
+            f"Saved in {copy.folder}. {count} region{'s' * (count != 1)} reviewed, "
+            f"{len(copy.touched)} objects touched."
+        )
+
+    def _on_model(self, name: str, folder: Path) -> None:
+        """Have the Segment forms of this viewer offer a new model."""
+        for widget in self._viewer.window.dock_widgets.values():
+            if isinstance(widget, SegmentWidget):
+                widget.add_model(name, folder)
+
+    def _release(self) -> None:
+        """Let others have the corrected copy."""
+        if self.copy is not None:
+            self.copy.close()
+        self.copy = self._source = None
+        self._show()
+
+    # -- export -----------------------------------------------------------------------------------
+
+    def _choose_export(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self.native, "Folder for the corrected results")
+        if folder:
+            self.export(Path(folder))
+
+    def export(self, folder: Path) -> None:
+        """Write table, outlines and labels into `folder`, in another thread."""
+        if self.copy is None:
+            return
+        self.export_button.enabled = False
+        self._say("Exporting…")
+        worker = create_worker(_exported, self.copy, folder, _start_thread=False)
+        worker.finished.connect(self._show)
+        worker.returned.connect(self._say)
+        worker.start()
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def _on_removed(self, event: Any) -> None:
+        """Save a region whose layer was removed by hand."""
+        if self.review is not None and event.value is self.review.layer:
+            self._told(lambda: self._close(reviewed=False))()
+
+    def _on_parent(self, parent: object) -> None:
+        if parent is None:
+            self.learning.abandon()
+            self._told(lambda: self._close(reviewed=False))()
+            self._release()
+
+    def _abandon(self, *_: object) -> None:
+        """Save what is open: the viewer is going away."""
+        self.learning.abandon()
+        review, copy = self.review, self.copy
+        self.review = self.copy = None
+        if review is not None:
+            with suppress(CdalError):  # what was kept is written when it is opened again
+                review.write(reviewed=False)
+        if copy is not None:
+            copy.close()
+
+
+def _exported(copy: CorrectedCopy, folder: Path) -> str:
+    """Export, and say how it ended."""
+    from cdal_engine.corrections.export import export
+
+    try:
+        export(copy, folder)
+    except CdalError as error:
+        return str(error)
+    return f"Exported into {folder}."
+
+
+def _button(text: str, tooltip: str) -> PushButton:
+    """A button that leaves the keys to the canvas."""
+    button = PushButton(text=text, tooltip=tooltip)
+    button.native.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    return button

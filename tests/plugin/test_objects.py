@@ -1,0 +1,150 @@
+"""The Objects widget: table, histograms, and a selection that table and image share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from qtpy.QtCore import QPoint, Qt
+
+from napari_cdal.objects_table import ObjectsModel
+from napari_cdal.objects_widget import ObjectsWidget
+
+from .test_segment_widget import run
+
+pytestmark = pytest.mark.gui
+
+SPOTS = {3: (20, 30), 7: (60, 80), 9: (100, 40)}
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    return make_napari_viewer(show=True)
+
+
+def spots(viewer: Any, **placement: Any) -> Any:
+    """Three squares with a table, their labels not the numbers of its rows."""
+    data = np.zeros((120, 120), np.uint32)
+    for label, (y, x) in SPOTS.items():
+        data[y - 6 : y + 7, x - 6 : x + 7] = label
+    y, x = np.array(list(SPOTS.values())).T
+    table = {"index": list(SPOTS), "score": [0.7, np.nan, 0.9], "y": y, "x": x}
+    return viewer.add_labels(data, features=table, name="spots", **placement)
+
+
+def docked_objects(viewer: Any) -> ObjectsWidget:
+    widget = ObjectsWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Objects")
+    return widget
+
+
+def click_row(widget: ObjectsWidget, qtbot: Any, row: int) -> None:
+    table = widget.table
+    at = table.visualRect(widget.model.index(row, 0)).center()
+    qtbot.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=at)
+
+
+def test_a_row_selects_its_object_and_brings_it_to_the_middle(viewer: Any, qtbot: Any) -> None:
+    layer = spots(viewer, scale=(0.5, 0.5), translate=(7, -3))
+    viewer.add_image(np.zeros((2, 120, 120)))  # a slider more than the labels have
+    widget = docked_objects(viewer)
+    click_row(widget, qtbot, 1)
+    assert layer.selected_label == 7
+    np.testing.assert_allclose(viewer.scene.camera.center[-2:], layer.data_to_world(SPOTS[7]))
+    qtbot.keyClick(widget.table, Qt.Key.Key_Down)
+    assert layer.selected_label == 9
+
+
+def test_a_click_in_the_image_selects_the_row(viewer: Any, qtbot: Any) -> None:
+    layer = spots(viewer)
+    viewer.reset_view()
+    widget = docked_objects(viewer)
+    widget.table.sortByColumn(1, Qt.SortOrder.DescendingOrder)
+    viewer.scene.camera.center = SPOTS[9]
+    qtbot.wait(100)
+    centre = viewer.scene.camera.center
+    canvas = viewer.window._qt_viewer.canvas.native
+    middle = QPoint(canvas.width() // 2, canvas.height() // 2)
+    qtbot.mouseMove(canvas, middle)
+    qtbot.mouseClick(canvas, Qt.MouseButton.LeftButton, pos=middle)
+    qtbot.waitUntil(lambda: layer.selected_label == 9)
+    assert widget.table.currentIndex().row() == widget.model.row(9) == 0
+    np.testing.assert_allclose(viewer.scene.camera.center, centre)  # the image stays where it is
+
+
+def test_rows_are_sorted_and_what_is_unknown_comes_last(viewer: Any) -> None:
+    spots(viewer)
+    widget = docked_objects(viewer)
+    for order, labels in (("Ascending", [3, 9, 7]), ("Descending", [9, 3, 7])):
+        widget.table.sortByColumn(1, getattr(Qt.SortOrder, f"{order}Order"))
+        assert [widget.model.label(row) for row in range(3)] == labels
+        assert [widget.model.row(label) for label in labels] == [0, 1, 2]
+
+
+def test_it_follows_the_layers(viewer: Any, qtbot: Any) -> None:
+    widget = docked_objects(viewer)
+    assert "No labels" in widget.title.value
+    layer = spots(viewer)
+    assert widget.title.value == "3 objects in spots"
+    layer.features = layer.features.iloc[:2]
+    assert widget.model.rowCount() == 2
+    other = viewer.add_labels(np.eye(9, dtype=int), features={"index": [1]}, name="other")
+    assert widget.layer is other
+    viewer.layers.remove(other)
+    assert widget.layer is layer
+    viewer.layers.clear()
+    assert widget.layer is None
+    viewer.window.remove_dock_widget(widget.native)
+    late = spots(viewer)
+    assert widget._on_press not in late.mouse_drag_callbacks  # a closed widget listens no more
+
+
+def test_a_hundred_thousand_rows(viewer: Any, qtbot: Any) -> None:
+    """What is asked of the model does not grow with the rows: only those in sight are text."""
+    count = 100_000
+    random = np.random.default_rng(0)
+    asked: list[int] = []
+
+    class Watched(ObjectsModel):
+        def data(self, index: Any, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+            asked.append(index.row())
+            return super().data(index, role)
+
+    model = Watched()
+    spots(viewer)
+    widget = docked_objects(viewer)
+    widget.table.setModel(model)
+    model.show(pd.DataFrame({"index": np.arange(1, count + 1), "score": random.random(count)}))
+    widget.table.sortByColumn(1, Qt.SortOrder.AscendingOrder)
+    row = model.row(70_000)
+    assert row is not None
+    assert model.label(row) == 70_000
+    widget.table.scrollTo(model.index(row, 0))
+    qtbot.wait(200)
+    assert row in asked
+    assert len(set(asked)) < 500
+
+
+def test_a_runs_objects_and_their_histograms(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(tile, name="tile", rgb=True, scale=(0.25, 0.25), units=("um", "um"))
+    segment = docked(viewer)
+    run(segment, qtbot)
+    qtbot.mouseClick(segment.objects_button.native, Qt.MouseButton.LeftButton)
+    widget = segment._objects
+    labels = viewer.layers["labels: tile, tiny"]
+    assert widget.layer is labels
+    assert widget.model.rowCount() == len(labels.features)
+    assert {"area_um2", "score", "agreement", "haematoxylin"} <= set(labels.features)
+    axes = lambda: widget.histograms.figure.axes  # noqa: E731
+    qtbot.waitUntil(lambda: len(axes()) == 2, timeout=20_000)
+    assert [a.get_xlabel() for a in axes()] == ["area (µm²)", "score"]
+    for a in axes():
+        assert sum(bar.get_height() for bar in a.patches) == len(labels.features)
+    segment.objects_button.native.click()
+    assert segment._objects is widget  # one table is enough

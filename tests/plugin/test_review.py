@@ -1,0 +1,284 @@
+"""Review in a real viewer, by keys and clicks, on real results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.layers import Labels
+from numpy.typing import NDArray
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QWidget
+from skimage.draw import disk
+
+from napari_cdal.review_widget import ACTIONS, ReviewWidget
+
+pytestmark = pytest.mark.gui
+
+PLACES = [(30, 30), (30, 80), (80, 30), (80, 80), (30, 95)]  # the last touches the second
+AGREEMENT = [1.0, 0.4, 0.8, 0.4, 0.6]
+SCORE = [0.9, 0.8, 0.7, 0.6, 0.5]
+ORDER = [4, 2, 5, 3, 1]  # lowest agreement, then lowest score
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    return make_napari_viewer(show=True)
+
+
+def add_labels(viewer: Any, **placement: Any) -> Any:
+    """An image with five disks, and labels with a table as a run adds them."""
+    labels = np.zeros((120, 130), np.uint32)
+    for number, place in enumerate(PLACES, 1):
+        labels[disk(place, 9, shape=labels.shape)] = number
+    image = np.where(labels[..., None] > 0, (90, 50, 130), (230, 190, 215)).astype(np.uint8)
+    viewer.add_image(image, name="tile", rgb=True, **placement)
+    facts = {"what": "labels", "source": "tile", "model": "tiny", "digest": "abc", "samples": 5}
+    return viewer.add_labels(
+        labels,
+        name="labels: tile, tiny",
+        features={"index": range(1, 6), "agreement": AGREEMENT, "score": SCORE},
+        metadata={"cdal": facts},
+        **placement,
+    )
+
+
+def docked(viewer: Any) -> ReviewWidget:
+    widget = ReviewWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Review")
+    return widget
+
+
+def opened(viewer: Any, qtbot: Any) -> ReviewWidget:
+    """A review of all of the labels."""
+    widget = docked(viewer)
+    widget.open_button.native.click()
+    assert widget.review is not None, widget.status.value
+    qtbot.wait(50)
+    return widget
+
+
+def canvas(viewer: Any) -> QWidget:
+    """The window's part that is drawn on."""
+    for child in viewer.window._qt_window.findChildren(QWidget):
+        if type(child).__name__ == "CanvasBackendDesktop":
+            return child
+    raise AssertionError("no canvas")
+
+
+def press(viewer: Any, qtbot: Any, key: str) -> None:
+    """Press a key with the canvas in focus, as its text on a button has it."""
+    parts = key.split("-")
+    held = {
+        "Shift": Qt.KeyboardModifier.ShiftModifier,
+        "Control": Qt.KeyboardModifier.ControlModifier,
+    }
+    modifier = held[parts[0]] if len(parts) > 1 else Qt.KeyboardModifier.NoModifier
+    code = Qt.Key.Key_Escape if parts[-1] == "Escape" else getattr(Qt.Key, f"Key_{parts[-1]}")
+    qtbot.keyClick(canvas(viewer), code, modifier)
+
+
+def click(viewer: Any, qtbot: Any, widget: ReviewWidget, y: float, x: float) -> None:
+    """Click the pixel of the region's layer."""
+    assert widget.review is not None
+    world = np.asarray(widget.review.layer.data_to_world((y, x)))[-2:]
+    camera, area = viewer.scene.camera, canvas(viewer)
+    offset = (world - np.asarray(camera.center)[-2:]) * camera.zoom
+    at = QPoint(round(area.width() / 2 + offset[1]), round(area.height() / 2 + offset[0]))
+    qtbot.mouseMove(area, at)
+    qtbot.mouseClick(area, Qt.MouseButton.LeftButton, pos=at)
+    qtbot.wait(20)
+
+
+def ids(labels: NDArray[np.integer]) -> list[int]:
+    return [int(n) for n in np.unique(labels) if n]
+
+
+def test_objects_come_in_order_of_disagreement(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer, scale=(0.25, 0.25), units=("micrometer", "micrometer"), translate=(5, 7))
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    assert review.queue == ORDER
+    for label in [*ORDER, ORDER[0]]:
+        assert (review.current, review.layer.selected_label) == (label, label)
+        y, x = np.asarray(review.layer.data_to_world(PLACES[label - 1]))
+        np.testing.assert_allclose(viewer.scene.camera.center[-2:], (y, x), atol=0.3)
+        outline = viewer.layers["under review"]
+        middle = np.mean([outline.data_to_world(p) for p in outline.data[0]], axis=0)
+        np.testing.assert_allclose(middle, (y, x), atol=0.3)
+        press(viewer, qtbot, "N")
+    press(viewer, qtbot, "Shift-N")
+    assert review.current == ORDER[0]
+    widget.order.value = "score"
+    assert review.queue == [5, 4, 3, 2, 1]
+    widget.order.value = "position"
+    assert review.queue == [1, 2, 5, 3, 4]
+
+
+def test_accept_and_delete_count_and_undo_takes_them_back(viewer: Any, qtbot: Any) -> None:
+    source = add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    before = review.layer.data.copy()
+    press(viewer, qtbot, "A")
+    assert (review.current, review.progress) == (ORDER[1], (1, 5))
+    press(viewer, qtbot, "D")
+    assert ids(review.layer.data) == [1, 3, 4, 5]
+    assert "2 of 5 reviewed" in widget.status.value
+    assert (widget.progress.value, widget.progress.max) == (2, 5)
+    press(viewer, qtbot, "U")
+    np.testing.assert_array_equal(review.layer.data, before)
+    assert (review.current, review.progress) == (2, (1, 5))
+    press(viewer, qtbot, "Control-Z")
+    assert review.progress == (0, 5)
+    press(viewer, qtbot, "U")  # nothing is left to be undone
+    review.redo()
+    review.redo()
+    assert ids(review.layer.data) == [1, 3, 4, 5]
+    assert review.progress == (2, 5)
+    np.testing.assert_array_equal(source.data, before)
+
+
+def test_merge_by_a_click_on_the_other(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    review.select(2)
+    press(viewer, qtbot, "G")
+    press(viewer, qtbot, "Escape")
+    click(viewer, qtbot, widget, *PLACES[4])  # selects only, the merge was called off
+    assert review.current == 5
+    assert ids(review.layer.data) == [1, 2, 3, 4, 5]
+    review.select(2)
+    press(viewer, qtbot, "G")
+    click(viewer, qtbot, widget, *PLACES[4])
+    assert ids(review.layer.data) == [1, 2, 3, 4]
+    assert review.layer.data[PLACES[4]] == 2
+    press(viewer, qtbot, "G")
+    click(viewer, qtbot, widget, 60, 60)
+    assert "no other object" in widget.status.value
+    press(viewer, qtbot, "U")
+    assert review.layer.data[PLACES[4]] == 5
+
+
+def test_split_by_two_clicks_gives_a_new_number(viewer: Any, qtbot: Any) -> None:
+    source = add_labels(viewer)
+    source.data[source.data == 5] = 2  # one object of two disks
+    source.data = source.data
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    review.select(2)
+    press(viewer, qtbot, "S")
+    click(viewer, qtbot, widget, *PLACES[1])
+    click(viewer, qtbot, widget, *PLACES[4])
+    assert review.layer.data[PLACES[1]] == 2
+    assert review.layer.data[PLACES[4]] == 5  # the next free one
+    assert 5 in review.queue
+    press(viewer, qtbot, "U")
+    assert review.layer.data[PLACES[4]] == 2
+
+
+def test_redraw_paints_with_the_object_and_over_background_only(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    review.select(2)
+    press(viewer, qtbot, "R")
+    assert review.layer.mode == "paint"
+    review.layer.brush_size = 9
+    click(viewer, qtbot, widget, 45, 80)
+    click(viewer, qtbot, widget, *PLACES[4])  # another object: not painted over
+    assert review.layer.data[45, 80] == 2
+    assert review.layer.data[PLACES[4]] == 5
+    assert review.edit().touched[2]["action"] == "redrawn"
+    press(viewer, qtbot, "U")
+    assert review.layer.data[45, 80] == 0
+    assert review.edit().touched == {}
+
+
+def test_keys_are_shown_and_are_none_of_naparis(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    assert widget.review is not None
+    taken = {str(key) for kind in (Labels, type(viewer)) for key in kind.class_keymap}
+    for name, _, key, _ in ACTIONS:
+        assert f"[{key}]" in widget.actions[name].text
+        assert key.replace("-", "+") not in taken, key
+    assert {"P", "E", "M"} <= taken
+
+
+def test_colours_follow_agreement_and_review(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+
+    def colour(label: int) -> tuple[float, ...]:
+        return tuple(np.round(review.layer.get_color(label), 3))
+
+    widget.colours.value = "agreement"
+    assert colour(4) == colour(2) != colour(3)
+    widget.colours.value = "score"
+    assert len({colour(n) for n in range(1, 6)}) == 5
+    widget.colours.value = "reviewed"
+    before = colour(4)
+    press(viewer, qtbot, "A")
+    assert colour(4) != before
+    assert colour(2) == before
+
+
+def test_corrections_are_written_beside_and_kept(viewer: Any, qtbot: Any) -> None:
+    source = add_labels(viewer)
+    before = source.data.copy()
+    widget = opened(viewer, qtbot)
+    press(viewer, qtbot, "A")  # 4
+    press(viewer, qtbot, "D")  # 2
+    widget.reviewed_button.native.click()
+    assert widget.review is None
+    assert widget.copy is not None
+    shown = viewer.layers["corrected: tile, tiny"]
+    assert ids(shown.data) == [1, 3, 4, 5]
+    assert not source.visible
+    np.testing.assert_array_equal(source.data, before)
+    record = json.loads((widget.copy.folder / "corrections.json").read_text())
+    assert {k: v["action"] for k, v in record["objects"].items()} == {
+        "4": "accepted",
+        "2": "deleted",
+    }
+    assert record["answer"]["model"] == "tiny"
+    assert widget.copy.regions(reviewed=True) == [(slice(0, 120), slice(0, 130))]
+    widget.scope.value = "all"
+    widget.open_button.native.click()  # again: what was done is known
+    assert widget.review is not None
+    assert widget.review.progress == (1, 4)
+    assert widget.review.current == 5
+
+
+def test_a_removed_layer_and_a_closed_widget_lose_nothing(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    assert widget.review is not None
+    press(viewer, qtbot, "D")
+    viewer.layers.remove(widget.review.layer)
+    assert widget.review is None
+    assert "under review" not in viewer.layers
+    folder = widget.copy.folder if widget.copy else Path()
+    widget.open_button.native.click()
+    press(viewer, qtbot, "D")
+    viewer.window.remove_dock_widget(widget.native)
+    assert ids(viewer.layers["corrected: tile, tiny"].data) == [1, 3, 5]
+    other = docked(viewer)
+    other.open_button.native.click()
+    assert other.review is not None, other.status.value
+    assert other.copy is not None
+    assert other.copy.folder == folder
+    assert ids(other.review.layer.data) == [1, 3, 5]

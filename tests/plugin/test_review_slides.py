@@ -1,0 +1,262 @@
+"""Regions of a slide: opened, corrected, written beside the results, and never lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from npe2 import PluginManifest
+from skimage.draw import disk
+
+from cdal_engine.corrections.answer import of_results
+from cdal_engine.corrections.corrected import CorrectedCopy
+from cdal_engine.instances import measure
+from cdal_engine.io.discovery import open_source
+from cdal_engine.io.ome_zarr import write_labels
+from cdal_engine.io.results import ResultsFolder
+from cdal_engine.io.tables import TableWriter, object_table
+from cdal_engine.samples import slide_path
+from napari_cdal.review_widget import ReviewWidget
+
+from .test_manifest import MANIFEST
+
+pytestmark = pytest.mark.gui
+
+PATIENCE = 120_000  # milliseconds, on a busy machine
+
+
+PIXEL = 2  # of the slide, to one of its labels
+
+
+def write_results(folder: Path, seed: int) -> Path:
+    """Results of the small slide as a run publishes them, with disks for nuclei."""
+    source = open_source(slide_path())
+    assert source.mpp is not None
+    rng = np.random.default_rng(seed)
+    labels = np.zeros([-(-n // PIXEL) for n in source.shape], np.uint32)
+    for number, place in enumerate(rng.uniform(0, labels.shape, (60, 2)), 1):
+        labels[disk(place, rng.uniform(5, 9), shape=labels.shape)] = number
+    objects = measure(labels, np.full(labels.shape, 0.9, np.float32))
+    count = len(objects["label"])
+    objects["agreement"] = rng.choice([0.4, 0.6, 1.0], count).astype(np.float32)
+    objects["class"] = np.full(count, "nucleus")
+    with ResultsFolder(folder) as results:
+        pixels = source.mpp * PIXEL
+        write_labels(results.aside / "labels.ome.zarr", labels, pixels, source.mpp / 2)
+        with TableWriter(results.aside) as table:
+            table.add(object_table(objects, PIXEL, source.mpp, source.shape))
+        results.publish(
+            {
+                "input": {"path": str(slide_path()), "shape": list(source.shape)},
+                "model": {"name": "tiny", "digest": f"{seed}"},
+                "parameters": {"samples": 5, "steps": 2, "seed": seed},
+                "mpp": source.mpp,
+            }
+        )
+    return folder
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Results to be corrected."""
+    return write_results(tmp_path / "slide.tif", 0)
+
+
+@pytest.fixture
+def viewer(npe2pm: Any, make_napari_viewer: Callable[..., Any]) -> Any:
+    npe2pm.register(PluginManifest.from_file(MANIFEST))
+    return make_napari_viewer()
+
+
+def docked(viewer: Any, folder: Path, scope: str = "doubtful") -> tuple[ReviewWidget, Any]:
+    """Results opened as a dropped folder is, and a region of them under review."""
+    layers = viewer.open(str(folder), plugin="napari-cdal")
+    labels = next(layer for layer in layers if layer.name.startswith("labels: "))
+    widget = ReviewWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Review")
+    widget.scope.value = scope
+    widget.open_button.native.click()
+    return widget, labels
+
+
+def corrected(folder: Path) -> Any:
+    return zarr.open_group(folder / "corrected" / "labels.ome.zarr", mode="r")["s0"][:]
+
+
+def test_a_region_is_a_crop_that_lies_where_it_was(viewer: Any, results: Path) -> None:
+    widget, source = docked(viewer, results)
+    review = widget.review
+    assert review is not None, widget.status.value
+    assert review.layer.data.shape == (512, 512)
+    assert not review.layer.multiscale
+    whole = np.asarray(source.data[0])
+    np.testing.assert_array_equal(review.layer.data, whole[review.box])
+    for y, x in ((0, 0), (511, 511), (100, 7)):
+        there = (review.box[0].start + y, review.box[1].start + x)
+        np.testing.assert_allclose(
+            review.layer.data_to_world((y, x)), source.data_to_world(there), atol=1e-9
+        )
+    image = viewer.layers[0]
+    assert review.picture is not None
+    assert review.picture.shape == (512, 512, 3)
+    middle = np.asarray(image.world_to_data(review.layer.data_to_world((256, 256))))
+    y, x = middle.round().astype(int)
+    around = np.asarray(image.data[0][y - 8 : y + 8, x - 8 : x + 8]).mean(axis=(0, 1))
+    step = image.data[0].shape[0] / whole.shape[0]
+    half = round(8 / step)
+    there = review.picture[256 - half : 256 + half, 256 - half : 256 + half].mean(axis=(0, 1))
+    np.testing.assert_allclose(there, around, atol=6)
+    widget.close_button.native.click()
+
+
+def test_a_region_at_the_slides_edge_is_written_into_every_level(
+    viewer: Any, results: Path
+) -> None:
+    widget, source = docked(viewer, results, "all")
+    review = widget.review
+    assert review is not None, widget.status.value
+    whole = np.asarray(source.data[0])
+    before = review.layer.data.copy()
+    last = int(before[-40:, -40:].max()) or int(before.max())
+    review.select(last)
+    review.delete()
+    review.layer.selected_label = review.copy.next_label
+    review.layer.paint((before.shape[0] - 1, before.shape[1] - 1), review.copy.next_label)
+    widget.reviewed_button.native.click()
+    after = corrected(results)
+    assert after[-1, -1] > whole.max()
+    assert last not in after
+    group = zarr.open_group(results / "corrected" / "labels.ome.zarr", mode="r")
+    for name, array in group.arrays():
+        step = 2 ** int(name[1:])
+        np.testing.assert_array_equal(array[:], after[::step, ::step])
+    np.testing.assert_array_equal(np.asarray(source.data[0]), whole)
+    shown = next(layer for layer in viewer.layers if layer.name.startswith("corrected: "))
+    assert shown.multiscale
+    np.testing.assert_array_equal(np.asarray(shown.data[0]), after)
+
+
+def test_a_new_run_leaves_corrections_alone_and_is_told(viewer: Any, results: Path) -> None:
+    widget, _ = docked(viewer, results)
+    assert widget.review is not None
+    gone = widget.review.current
+    widget.review.delete()
+    widget.reviewed_button.native.click()
+    before = corrected(results)
+    assert gone not in before
+    viewer.window.remove_dock_widget(widget.native)
+    write_results(results, 1)
+    np.testing.assert_array_equal(corrected(results), before)
+    viewer.layers.clear()
+    again, _ = docked(viewer, results)
+    assert "are of the earlier answer" in again.status.value
+    again.close_button.native.click()
+
+
+def test_a_second_viewer_is_told(
+    viewer: Any, results: Path, make_napari_viewer: Callable[..., Any]
+) -> None:
+    first, _ = docked(viewer, results)
+    assert first.review is not None
+    other = make_napari_viewer()
+    second, _ = docked(other, results)
+    assert second.review is None
+    assert "another viewer" in second.status.value
+    first.close_button.native.click()
+    viewer.window.remove_dock_widget(first.native)
+    second.open_button.native.click()
+    assert second.review is not None, second.status.value
+    second.close_button.native.click()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import napari
+from napari_cdal.results_folder import results_layers
+from napari_cdal.review_widget import ReviewWidget
+from qtpy.QtCore import QTimer
+from napari.layers import Layer
+
+viewer = napari.Viewer(show=False)
+for each in results_layers(Path(sys.argv[1])):
+    viewer.add_layer(Layer.create(*each))
+widget = ReviewWidget(viewer)
+viewer.window.add_dock_widget(widget, name="Review")
+widget.scope.value = "doubtful"
+widget.open_button.native.click()
+review = widget.review
+print(review.current, flush=True)
+review.delete()
+
+def look():  # as soon as a version is there
+    if review.copy.versions.numbers:
+        print("kept", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+timer = QTimer()
+timer.timeout.connect(look)
+timer.start(50)
+napari.run()
+"""
+
+
+@pytest.mark.slow
+def test_killed_napari_loses_nothing_that_was_kept(viewer: Any, results: Path) -> None:
+    """A version is kept every two seconds without anybody asking."""
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, str(results)],
+        env={**os.environ, "NAPARI_CONFIG": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE / 1000,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    gone, kept = died.stdout.split()
+    assert kept == "kept"
+    widget, _ = docked(viewer, results)
+    assert "were recovered" in widget.status.value
+    assert int(gone) not in corrected(results)
+    record = json.loads((results / "corrected" / "corrections.json").read_text())
+    assert record["objects"][gone]["action"] == "deleted"
+    widget.close_button.native.click()
+
+
+def test_export_says_what_was_corrected(viewer: Any, qtbot: Any, results: Path) -> None:
+    import pyarrow.parquet as pq
+
+    widget, _ = docked(viewer, results)
+    review = widget.review
+    assert review is not None
+    deleted, accepted = review.queue[:2]
+    review.delete()
+    review.accept()
+    widget.reviewed_button.native.click()
+    out = results.parent / "exported"
+    widget.export(out)
+    qtbot.waitUntil(lambda: "Exported" in widget.status.value, timeout=PATIENCE)
+    table = pq.read_table(out / "objects.parquet").to_pydict()
+    before = pq.read_table(results / "objects.parquet").to_pydict()
+    assert set(table["label"]) == set(before["label"]) - {deleted}
+    at = table["label"].index(accepted)
+    assert table["corrected"][at] == "accepted"
+    was = before["label"].index(accepted)
+    for name in ("x", "y", "area_px", "score", "agreement", "eccentricity", "area_um2"):
+        np.testing.assert_allclose(table[name][at], before[name][was], rtol=1e-5, err_msg=name)
+    outlines = json.loads((out / "objects.geojson").read_text())["features"]
+    assert len(outlines) == len(table["label"])
+    assert of_results(results).facts["model"] == "tiny"
+    widget.export(out)
+    qtbot.waitUntil(lambda: "exist already" in widget.status.value, timeout=PATIENCE)
+    with pytest.raises(Exception, match="another viewer"):
+        CorrectedCopy(results / "corrected", of_results(results))
