@@ -52,6 +52,7 @@ def test_segment_writes_the_contracts_files(cdal: Callable, folder: Path, tiny_m
     assert tifffile.imread(out / "a.png" / "labels.tif").shape == TILE.shape[:2]
     assert rows(out)["a.png"]["status"] == "done"
     assert int(rows(out)["a.png"]["objects"]) == run["counts"]["objects"] > 0
+    assert float(rows(out)["a.png"]["seconds"]) == pytest.approx(run["seconds"]["total"], abs=1e-3)
     assert "1 segmented" in ended.out
 
 
