@@ -54,6 +54,8 @@ def test_segment_writes_the_contracts_files(cdal: Callable, folder: Path, tiny_m
     assert int(rows(out)["a.png"]["objects"]) == run["counts"]["objects"] > 0
     assert float(rows(out)["a.png"]["seconds"]) == pytest.approx(run["seconds"]["total"], abs=1e-3)
     assert "1 segmented" in ended.out
+    again = cdal("segment", folder / "a.png", "--model", tiny_model, "--no-tissue-mask")
+    assert "--no-tissue-mask is for slides" in again.err
 
 
 def test_batch_does_the_good_and_names_the_broken(
@@ -87,15 +89,6 @@ def test_batch_does_the_good_and_names_the_broken(
     assert "Traceback" not in ended.err
     assert found["more/b.tif"]["mpp"] == "0.5"
     assert "7 segmented, 5 failed" in ended.out
-
-
-def test_a_plain_image_says_that_it_has_no_tissue_mask(
-    cdal: Callable, folder: Path, tiny_model: Path
-) -> None:
-    arguments = ("segment", folder / "a.png", "--model", tiny_model, "--samples", 1)
-    assert "--no-tissue-mask" not in cdal(*arguments).err
-    ended = cdal(*arguments, "--no-tissue-mask")
-    assert (ended.code, ended.err.count("--no-tissue-mask is for slides")) == (0, 1), ended
 
 
 def test_slides_take_regions_and_no_tissue_mask(
