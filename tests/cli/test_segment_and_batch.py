@@ -52,7 +52,10 @@ def test_segment_writes_the_contracts_files(cdal: Callable, folder: Path, tiny_m
     assert tifffile.imread(out / "a.png" / "labels.tif").shape == TILE.shape[:2]
     assert rows(out)["a.png"]["status"] == "done"
     assert int(rows(out)["a.png"]["objects"]) == run["counts"]["objects"] > 0
+    assert float(rows(out)["a.png"]["seconds"]) == pytest.approx(run["seconds"]["total"], abs=1e-3)
     assert "1 segmented" in ended.out
+    again = cdal("segment", folder / "a.png", "--model", tiny_model, "--no-tissue-mask")
+    assert "--no-tissue-mask is for slides" in again.err
 
 
 def test_batch_does_the_good_and_names_the_broken(

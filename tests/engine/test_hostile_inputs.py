@@ -147,6 +147,22 @@ def test_a_zarr_reads_nothing_outside_of_itself(tmp_path: Path) -> None:
             open_source(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("trick", "said"), [("link", "leads out of the slide"), ("name", "names files outside")]
+)
+def test_a_mrxs_reads_nothing_outside_of_its_folder(tmp_path: Path, trick: str, said: str) -> None:
+    folder = tmp_path / "in" / "a"
+    folder.mkdir(parents=True)
+    (tmp_path / "in" / "a.mrxs").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "secret.dat").write_bytes(b"secret")
+    name = "../../secret.dat" if trick == "name" else "Data0000.dat"
+    (folder / "Slidedat.ini").write_text(f"[DATAFILE]\nFILE_COUNT = 1\nFILE_0 = {name}\n")
+    if trick == "link":
+        (folder / "Data0000.dat").symlink_to(tmp_path / "secret.dat")
+    with pytest.raises(CdalError, match=said):
+        open_source(tmp_path / "in" / "a.mrxs")
+
+
 def test_an_ome_tiff_reads_nothing_in_other_folders(tmp_path: Path) -> None:
     """Its XML may name other files: beside it, but nowhere else."""
     (tmp_path / "in").mkdir()

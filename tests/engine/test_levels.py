@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cdal_engine.batch import run
+from cdal_engine.batch import opened
 from cdal_engine.batch.opened import check_source
 from cdal_engine.batch.run import Input, Parameters, run_one
 from cdal_engine.errors import CdalError
@@ -157,7 +157,7 @@ def test_only_what_no_scanner_makes_is_too_large_a_slide(
     source = open_source(he_path())
     for edge, fits in ((300_000, True), (1_000_000, False)):
         slide = replace(source, kind="slide", levels=levels_of([(edge, edge)], 0.25), mpp=0.25)
-        monkeypatch.setattr(run, "open_source", lambda path, slide=slide: slide)
+        monkeypatch.setattr(opened, "open_source", lambda path, slide=slide: slide)
         if fits:
             check_source(tmp_path, segmenter, Parameters())
         else:
@@ -169,7 +169,7 @@ def test_a_slide_without_resolution_fails_with_its_magnification_as_a_hint(
     tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide = replace(open_source(he_path()), kind="slide", mpp=None, magnification=20.0)
-    monkeypatch.setattr(run, "open_source", lambda path: slide)
+    monkeypatch.setattr(opened, "open_source", lambda path: slide)
     with pytest.raises(CdalError, match=r"magnification says 20x \(give --mpp, e.g. --mpp 0.5\)"):
         check_source(tmp_path, segmenter, Parameters())
     assert check_source(tmp_path, segmenter, Parameters(mpp=0.5))[1].mpp == 0.5

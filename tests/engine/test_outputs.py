@@ -156,6 +156,23 @@ def test_pyramids_keep_ids_and_place(
                 assert data[0, row, 0] * 0.25 == pytest.approx(y)
 
 
+def test_the_empty_part_of_a_pyramid_costs_nothing(tmp_path: Path) -> None:
+    """A tera pixel, of which a little is written: levels are made of that, none of the rest."""
+    pyramid = labels_pyramid(tmp_path / "labels.ome.zarr", (1_000_000, 1_000_000))
+    boxes = [(slice(2000, 2100), slice(5100, 5300)), (slice(999_900, 1_000_000), slice(0, 7))]
+    for i, box in enumerate(boxes, 1):
+        shape = [s.stop - s.start for s in box]
+        pyramid.write(box, np.full(shape, i, np.uint32))
+    pyramid.finish(0.25, 0.0)
+    for n, level in enumerate(pyramid.levels[:4]):
+        for i, box in enumerate(boxes, 1):
+            inside = tuple(slice(-(-s.start // 2**n), -(-s.stop // 2**n)) for s in box)
+            around = tuple(slice(max(s.start - 5, 0), s.stop + 5) for s in inside)
+            labels = level[around]
+            assert (level[inside] == i).all()
+            assert (labels > 0).sum() == level[inside].size
+
+
 def test_earlier_files_of_ours_go_and_the_users_stay(
     tmp_path: Path, source: Source, result: Segmentation
 ) -> None:

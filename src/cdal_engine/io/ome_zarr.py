@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Pyramid:
         self._name = path.name.split(".")[0]
         self._halved, self._attributes = halved, attributes
         self._axes = "cyx"[-len(shape) :]
+        self._written: set[tuple[int, int]] = set()  # chunks of the first level
         self.levels: list[Any] = []
         while not self.levels or max(self.levels[-1].shape[-2:]) > _SMALLEST:
             level = self._group.create_array(
@@ -60,6 +61,8 @@ class Pyramid:
     def write(self, box: Box, pixels: NDArray[Any]) -> None:
         """Write rows and columns of the first level; what is never written is 0."""
         self.levels[0][(..., *box)] = pixels
+        rows, columns = (range(s.start // _CHUNK, -(-s.stop // _CHUNK)) for s in box)
+        self._written.update(product(rows, columns))
 
     def finish(self, spacing: float | None, offset: float | tuple[float, float]) -> None:
         """Make the other levels, and describe all.
@@ -71,12 +74,12 @@ class Pyramid:
         offset : float or tuple of float
             Of the first pixel's centre from that of the image's, in micrometres along y and x.
         """
-        for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
-            height, width = coarse.shape[-2:]
-            for y in range(0, height, _CHUNK):
-                for x in range(0, width, _CHUNK):
-                    part = fine[..., 2 * y : 2 * (y + _CHUNK), 2 * x : 2 * (x + _CHUNK)]
-                    coarse[..., y : y + _CHUNK, x : x + _CHUNK] = self._halved(part)
+        written = self._written
+        for fine, coarse in pairwise(self.levels):
+            written = {(row // 2, column // 2) for row, column in written}
+            for y, x in sorted((row * _CHUNK, column * _CHUNK) for row, column in written):
+                part = fine[..., 2 * y : 2 * (y + _CHUNK), 2 * x : 2 * (x + _CHUNK)]
+                coarse[..., y : y + _CHUNK, x : x + _CHUNK] = self._halved(part)
         datasets, step = [], spacing or 1.0
         place = np.array([0.0, *np.broadcast_to(offset, 2)])[-len(self._axes) :]
         further = np.array([axis != "c" for axis in self._axes]) * (self._halved is _averaged)
@@ -92,8 +95,8 @@ class Pyramid:
             {"name": axis, **({"type": "channel"} if axis == "c" else space)} for axis in self._axes
         ]
         write_multiscales_metadata(self._group, datasets, axes=axes, name=self._name)
-        written: Any = self._group.attrs["ome"]
-        self._group.attrs["ome"] = {**written, **self._attributes}
+        described: Any = self._group.attrs["ome"]
+        self._group.attrs["ome"] = {**described, **self._attributes}
 
 
 def write_labels(

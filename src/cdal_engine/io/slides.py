@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .source import Box, Source, believed, undecodable
 
 __all__ = ["open_slide", "vendor"]
 
+_NAMED = re.compile(r"^\s*(?:FILE_\d+|INDEXFILE)\s*=(.*)$", re.MULTILINE)  # in Slidedat.ini
 _PIECE = 2048  # pixels; OpenSlide composes a region four times as large as the result
 
 
@@ -35,8 +37,10 @@ def open_slide(path: Path) -> Source:
     Raises
     ------
     CdalError
-        If OpenSlide cannot.
+        If OpenSlide cannot, or would read outside of the slide's folder.
     """
+    if path.suffix.lower() == ".mrxs":
+        _check_files(path)
     try:
         with openslide.OpenSlide(path) as slide:
             properties = dict(slide.properties)
@@ -66,6 +70,19 @@ def open_slide(path: Path) -> Source:
         magnification=_number(properties, "openslide.objective-power"),
         bounds=_bounds(properties),
     )
+
+
+def _check_files(path: Path) -> None:
+    """Refuse a MRXS slide whose folder beside it leads elsewhere, by links or by names."""
+    root, beside = path.parent.resolve(), path.with_suffix("")
+    for file in (beside, *beside.rglob("*")):
+        if not file.resolve().is_relative_to(root):
+            raise CdalError("is a link that leads out of the slide", "copy what it leads to", file)
+    index = beside / "Slidedat.ini"
+    if index.is_file():
+        names = _NAMED.findall(index.read_text("utf-8", "replace"))
+        if any("/" in name or "\\" in name for name in names):
+            raise CdalError("names files outside of its folder", "correct or export it", index)
 
 
 def _number(properties: dict[str, str], key: str) -> float | None:
