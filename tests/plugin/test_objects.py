@@ -146,5 +146,11 @@ def test_a_runs_objects_and_their_histograms(
     assert [a.get_xlabel() for a in axes()] == ["area (µm²)", "score"]
     for a in axes():
         assert sum(bar.get_height() for bar in a.patches) == len(labels.features)
+    segment._dock.hide()
     segment.objects_button.native.click()
     assert segment._objects is widget  # one table is enough
+    assert segment._dock.isVisible()
+    segment._dock.destroyOnClose()
+    segment.objects_button.native.click()
+    assert segment._objects is not widget
+    assert segment._objects.layer is labels
