@@ -81,7 +81,7 @@ def regions() -> None:
     centre = np.array(slide.extent.world).mean(axis=0)
     square = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) * 90 * pixel
     shapes = viewer.add_shapes(
-        [square + centre + np.array(shift) * pixel for shift in ((20, -150), (-60, 60))],
+        [square + centre + np.array(shift) * pixel for shift in ((20, -150), (-165, -50))],
         shape_type=["rectangle", "ellipse"],
         name="areas",
         face_color="transparent",
@@ -92,7 +92,7 @@ def regions() -> None:
     widget.form.scope.value = shapes
     widget.form.samples.value = 2
     widget.form.wanted["steps"].value = True
-    viewer.scene.camera.center = tuple(centre - (0, 45 * pixel))
+    viewer.scene.camera.center = tuple(centre - np.array((70, 100)) * pixel)
     viewer.scene.camera.zoom = 1.6 / pixel
     run(widget)
     save(viewer, "napari-regions")
