@@ -118,7 +118,7 @@ class Chosen:
             if self._keeps_steps:
                 raise CdalError(
                     "the steps of a whole volume are not kept",
-                    "untick Steps, or segment the slice shown",
+                    "untick Each step, or segment the slice shown",
                 )
             return plane, config, ()
         dims = self._viewer.dims
@@ -172,7 +172,7 @@ class Chosen:
         CdalError
             If there are none, or more samples than are allowed.
         """
-        kept = {part: answer for part, answer in answers.items() if _can_grow(answer)}
+        kept = {part: answer for part, answer in answers.items() if answer.can_grow}
         if not kept:
             raise CdalError(
                 "no finished answer here has samples to add to (volumes keep none)",
@@ -194,11 +194,6 @@ class Chosen:
         """Offer a model that was made meanwhile."""
         self._folders[name] = folder
         self.form.add_model(name, read_model_config(folder / "config.json"))
-
-
-def _can_grow(answer: Answer) -> bool:
-    found = answer.segmentation
-    return found.samples is not None and found.mean is not None and not answer.so_far
 
 
 def _readable(folders: Mapping[str, Path]) -> dict[str, ModelConfig]:

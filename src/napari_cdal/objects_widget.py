@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectsWidget"]
 
-_NONE = "No labels with a table: run Segment, or open results."
+_NONE = "No table of objects: run Segment, open results, or select other labels."
 
 
 class ObjectsWidget(Container[Widget]):
@@ -74,12 +74,11 @@ class ObjectsWidget(Container[Widget]):
         return self._layer
 
     def _choose(self, *_: object) -> None:
-        """Show the selected layer's objects; without one, the last or topmost layer's."""
-        tables = [layer for layer in self._viewer.layers if _has_table(layer)]
-        active = self._viewer.layers.selection.active
-        wanted: Labels | None = tables[-1] if tables else None
-        for preferred in (self._layer, active):
-            wanted = preferred if preferred in tables else wanted
+        """Show the selected Labels layer's objects; without one, the last one's, or any's."""
+        labels = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
+        wanted: Labels | None = max(labels, key=_has_table, default=None)
+        for preferred in (self._layer, self._viewer.layers.selection.active):
+            wanted = preferred if preferred in labels else wanted
         if wanted is not self._layer:
             self._follow(wanted)
 
@@ -119,7 +118,8 @@ class ObjectsWidget(Container[Widget]):
 
     def _name(self, *_: object) -> None:
         if self._layer is not None:
-            self.title.value = f"{self.model.rowCount()} objects in {self._layer.name}"
+            count = self.model.rowCount()
+            self.title.value = f"{count} object{'s' * (count != 1)} in {self._layer.name}"
 
     def _on_row(self, current: QModelIndex, _: QModelIndex) -> None:
         """Select the row's object in the image and bring it to the middle."""
@@ -186,5 +186,5 @@ class ObjectsWidget(Container[Widget]):
             layer.mouse_drag_callbacks.remove(self._on_press)
 
 
-def _has_table(layer: Any) -> bool:
-    return isinstance(layer, Labels) and "index" in layer.features
+def _has_table(layer: Labels) -> bool:
+    return "index" in layer.features

@@ -286,6 +286,6 @@ def check_memory(
         raise CdalError(
             f"{name!r}: {megapixels:.0f} megapixels at the model's resolution take {needed:.0f} GB "
             f"of memory; the limit is {memory_gb:.0f} GB and {MAX_MEGAPIXELS} megapixels",
-            f"{'untick Steps, ' if steps else ''}segment the current view or regions, run "
+            f"{'untick Each step, ' if steps else ''}segment the current view or regions, run "
             "`cdal batch` on the file, or change the limit in Preferences",
         )

@@ -33,7 +33,7 @@ _MAPS = (
     ("uncertainty", "Uncertainty", "Entropy of the mean of the samples."),
     ("attention", "Attention", f"Shows {ATTENTION_NOTE}."),
     ("samples", "Each sample", "All samples, along a slider of their own."),
-    ("steps", "Steps", "The diffusion steps of each sample, x_t and x̂0, along two sliders."),
+    ("steps", "Each step", "The diffusion steps of each sample, x_t and x̂0, along two sliders."),
 )
 _STACKS = ("samples", "steps")  # large, and not for every day
 

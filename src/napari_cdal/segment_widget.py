@@ -60,6 +60,7 @@ class SegmentWidget(Container[Widget]):
         self._seen: dict[int, Answer] = {}  # answers that were given to `_shown`
         self._cutter: Any = None  # the worker that decodes anew
         self._objects: ObjectsWidget | None = None
+        self._dock: Any = None  # of the objects
         self._chosen = Chosen(napari_viewer, folders, chosen)
         self.form = self._chosen.form
         self.run_button = _button("Run", "Ctrl+Return")
@@ -290,15 +291,20 @@ class SegmentWidget(Container[Widget]):
     def _set_running(self, running: bool) -> None:
         self.run_button.enabled = not running
         self.cancel_button.enabled = running
-        self.more_button.enabled = not running and self._shown.present
+        can_grow = any(answer.can_grow for answer in self._shown.answers.values())
+        self.more_button.enabled = not running and self._shown.present and can_grow
 
     def _on_objects(self) -> None:
-        """Open the table, once; napari raises a dock that is there already."""
+        """Open the table, or bring it into sight."""
         if self._objects is None or self._objects.native.parent() is None:
             from .objects_widget import ObjectsWidget  # matplotlib: only once it is needed
 
             self._objects = ObjectsWidget(self._viewer)
-            self._viewer.window.add_dock_widget(self._objects, name="Objects", area="bottom")
+            self._dock = self._viewer.window.add_dock_widget(
+                self._objects, name="Objects", area="bottom"
+            )
+        self._dock.show()
+        self._dock.raise_()
 
     def _say(self, text: str) -> None:
         self.status.value = text[:1].upper() + text[1:]

@@ -86,7 +86,10 @@ class ShownRun:
         every = self._viewer.layers
         active = every.selection.active
         present = [every.index(other) for other in siblings.values() if other in every]
+        camera = self._viewer.scene.camera
+        seen = camera.center, camera.zoom
         every.insert(min(present, default=len(every)), layer)
+        camera.center, camera.zoom = seen  # napari shows all again when a slider is added
         if isinstance(layer, Labels):
             layer.contour = _OUTLINE
             active = layer if active == source else active  # may be proxies

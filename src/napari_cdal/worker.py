@@ -79,6 +79,12 @@ class Answer:
     facts: dict[str, Any]
     colours: NDArray[np.uint8] | None = None
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether samples can be added: the answer is whole, and what it was made of is kept."""
+        found = self.segmentation
+        return found.samples is not None and found.mean is not None and not self.so_far
+
 
 class Run:
     """A job on its way: called in a worker thread, looked at from the GUI's.

@@ -87,7 +87,7 @@ def test_rows_are_sorted_and_what_is_unknown_comes_last(viewer: Any) -> None:
 
 def test_it_follows_the_layers(viewer: Any, qtbot: Any) -> None:
     widget = docked_objects(viewer)
-    assert "No labels" in widget.title.value
+    assert "No table" in widget.title.value
     layer = spots(viewer)
     assert widget.title.value == "3 objects in spots"
     layer.features = layer.features.iloc[:2]
@@ -96,6 +96,11 @@ def test_it_follows_the_layers(viewer: Any, qtbot: Any) -> None:
     assert widget.layer is other
     viewer.layers.remove(other)
     assert widget.layer is layer
+    bare = viewer.add_labels(np.eye(9, dtype=int), name="bare")
+    assert "No table" in widget.title.value
+    bare.features = {"index": [1]}  # a table that comes later
+    assert widget.title.value == "1 object in bare"
+    viewer.layers.remove(bare)
     viewer.layers.clear()
     assert widget.layer is None
     viewer.window.remove_dock_widget(widget.native)
@@ -146,5 +151,11 @@ def test_a_runs_objects_and_their_histograms(
     assert [a.get_xlabel() for a in axes()] == ["area (µm²)", "score"]
     for a in axes():
         assert sum(bar.get_height() for bar in a.patches) == len(labels.features)
+    segment._dock.hide()
     segment.objects_button.native.click()
     assert segment._objects is widget  # one table is enough
+    assert segment._dock.isVisible()
+    segment._dock.destroyOnClose()
+    segment.objects_button.native.click()
+    assert segment._objects is not widget
+    assert segment._objects.layer is labels

@@ -99,16 +99,20 @@ def test_more_keep_the_threshold_and_what_was_painted(
     np.testing.assert_array_equal(labels.data, mine)
 
 
-def test_more_are_refused_where_they_cannot_be(
+def test_more_are_offered_only_where_they_can_be(
     viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
 ) -> None:
     viewer.add_image(tile, name="tile", rgb=True)
     widget = docked(viewer)
     widget.form.steps.value = 0
     run(widget, qtbot)
+    assert not widget.more_button.enabled
+    widget.form.steps.value = 2
+    run(widget, qtbot)
+    widget._shown.answers[0].facts["samples"] = 63
     widget.more_button.native.click()
     assert not widget.running
-    assert "no finished answer" in widget.status.value.lower()
+    assert "64 are the most" in widget.status.value
 
 
 def test_a_cancel_leaves_the_samples_that_were_there(
@@ -132,7 +136,11 @@ def test_steps_have_sliders_that_the_samples_share(
     source = viewer.add_image(tile, name="tile", rgb=True, **skewed)
     widget = docked(viewer)
     widget.form.wanted["samples"].value = widget.form.wanted["steps"].value = True
+    camera = viewer.scene.camera
+    camera.center, camera.zoom = source.data_to_world((30, 40)), 5
     run(widget, qtbot)
+    assert camera.zoom == 5
+    np.testing.assert_allclose(camera.center[-2:], source.data_to_world((30, 40)))
     x_0 = viewer.layers["x̂0: tile, tiny"]
     samples = viewer.layers["samples: tile, tiny"]
     assert x_0.data.shape == (2, 2, *tile.shape[:2])
@@ -150,7 +158,7 @@ def test_steps_beyond_memory_are_refused(viewer: Any, docked: Any, tile: NDArray
     widget.form.samples.value = 5
     assert "limit" not in widget.status.value
     widget.form.wanted["steps"].value = True
-    assert "untick Steps" in widget.status.value
+    assert "untick Each step" in widget.status.value
     widget.run_button.native.click()
     assert not widget.running
     assert names(viewer) == ["large"]
@@ -185,7 +193,7 @@ def test_a_crop_of_a_large_image_is_the_command_lines(
     tifffile.imwrite(path, large, photometric="rgb")
     options = ("--mpp", str(mpp), "--save", "labels,probability")
     results = cdal_segment(path, tiny_model, tmp_path / "out", *options)
-    maps = np.asarray(zarr.open_group(results / "maps.ome.zarr", mode="r")["0"])
+    maps = np.asarray(zarr.open_group(results / "maps.ome.zarr", mode="r")["s0"])
     viewer.add_image(large, name="large", rgb=True, scale=(mpp,) * 2, units=("um",) * 2)
     shapes = rectangle(viewer, (510.5 * mpp, 599.5 * mpp), (90 * mpp, 100 * mpp))
     shapes.units = ("um",) * 2
@@ -196,7 +204,8 @@ def test_a_crop_of_a_large_image_is_the_command_lines(
     top, left = (round(at) for at in layer.metadata["cdal"]["corner"])
     height, width = layer.data.shape
     expected = maps[0, top : top + height, left : left + width]
-    np.testing.assert_allclose(layer.data, expected, atol=1e-3)
+    inner = (slice(1, -1), slice(1, -1))  # pixels on the region's edge are in or out by rounding
+    np.testing.assert_allclose(layer.data[inner], expected[inner], atol=1e-3)
 
 
 def test_shortcuts_are_shown_and_nobody_elses(
@@ -212,17 +221,21 @@ def test_shortcuts_are_shown_and_nobody_elses(
     }
     actions = viewer.window._qt_window.findChildren(QAction)
     taken |= {each.toString() for action in actions for each in action.shortcuts()}
-    viewer.add_image(tile, name="tile", rgb=True)
+    viewer.add_image(np.tile(tile, (12, 12, 1)), name="tile", rgb=True)
     widget = docked(viewer)
     for button in (widget.run_button, widget.cancel_button, widget.more_button):
         shortcut = button.native.shortcut()
         assert shortcut.toString() not in taken
         assert shortcut.toString(QKeySequence.SequenceFormat.NativeText) in button.text
-    viewer.window._qt_window.activateWindow()
+    window = viewer.window._qt_window
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow, timeout=20_000)
     canvas = viewer.window._qt_viewer.canvas.native
     canvas.setFocus()
+    qtbot.waitUntil(lambda: canvas.hasFocus() and widget.run_button.native.isVisible())
     qtbot.keyClick(canvas, Qt.Key.Key_Return, Qt.KeyboardModifier.ControlModifier)
-    assert widget.running
+    qtbot.waitUntil(lambda: widget.running)  # the button is seen going down first
+    worker = widget._worker
     qtbot.keyClick(canvas, Qt.Key.Key_Period, Qt.KeyboardModifier.ControlModifier)
-    assert not widget.cancel_button.enabled
+    qtbot.waitUntil(lambda: worker.abort_requested)
     wait(widget, qtbot)
