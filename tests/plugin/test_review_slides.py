@@ -157,7 +157,11 @@ def test_a_new_run_leaves_corrections_alone_and_is_told(viewer: Any, results: Pa
     write_results(results, 1)
     np.testing.assert_array_equal(corrected(results), before)
     viewer.layers.clear()
-    again, _ = docked(viewer, results)
+    again, labels = docked(viewer, results)
+    shown = [layer for layer in viewer.layers if layer.name.startswith("corrected: ")]
+    assert len(shown) == 1
+    np.testing.assert_array_equal(np.asarray(shown[0].data[0]), before)
+    assert not labels.visible
     assert "are of the earlier answer" in again.status.value
     again.close_button.native.click()
 
