@@ -32,6 +32,7 @@ ORDERS = ("disagreement", "score", "position")
 COLOURS = ("object", "agreement", "score", "reviewed")
 _OUTLINE = 2  # pixels; the objects stay visible inside it
 _REMEMBERED = 100  # steps back, as many as napari keeps of a layer
+_CERTAIN = 0.3  # where in the colormap: its darkest do not show on tissue
 _GREY, _DONE = (0.6, 0.6, 0.6, 1.0), (0.2, 0.8, 0.3, 1.0)
 
 
@@ -292,7 +293,8 @@ class Review:
             known = {n: self._columns[n][which] for n in labels if n in self._columns}
             known = {label: value for label, value in known.items() if not np.isnan(value)}
             if known:
-                mapped = ensure_colormap("turbo").map(1 - np.array(list(known.values())))
+                doubt = 1 - np.array(list(known.values()))
+                mapped = ensure_colormap("turbo").map(_CERTAIN + (1 - _CERTAIN) * doubt)
                 colours |= dict(zip(known, mapped, strict=True))
         self.layer.colormap = DirectLabelColormap(color_dict=colours)
 
