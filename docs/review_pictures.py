@@ -8,6 +8,7 @@ on it for `--minutes`, and saves the window at each step in docs/images/.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -61,6 +62,7 @@ def main() -> None:
     work = Path(tempfile.mkdtemp())
     folder = shutil.copytree(options.folder, work / options.folder.name)
     shutil.rmtree(folder / "corrected", ignore_errors=True)
+    os.environ["CDAL_MODELS"] = str(work / "models")  # the new model is of nobody
     viewer = napari.Viewer()
     viewer.window.resize(1500, 920)
     viewer.open(str(folder), plugin="napari-cdal")

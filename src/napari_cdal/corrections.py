@@ -238,18 +238,18 @@ def picture_of(viewer: napari.viewer.Viewer, layer: Labels, box: Box) -> NDArray
     wanted = float((high - low)[0]) / size[0]
     level = max(i for i, step in enumerate(steps) if step <= max(wanted * 1.01, 1.0))
     low, high = low / steps[level], high / steps[level]
-    start = np.floor(low + 1e-3).astype(int)
-    stop = np.maximum(np.ceil(high - 1e-3).astype(int), start + 1)
-    limits = np.array(plane.levels[level].shape[:2])
-    inside = tuple(slice(*at) for at in np.clip([start, stop], 0, limits).T.tolist())
-    pixels: NDArray[Any] = plane.read(level, inside)
-    missing = [(s.start - a, b - s.stop) for s, a, b in zip(inside, start, stop, strict=True)]
-    if np.any(missing):  # the last pixels of the labels' grid reach beyond the image
-        pixels = np.pad(pixels, [*missing, *[(0, 0)] * (pixels.ndim - 2)], mode="edge")
-    if pixels.shape[:2] == size:
-        return pixels
-    way = cv2.INTER_AREA if pixels.shape[0] > size[0] else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=way))
+    scale = (high - low) / size
+    limits = plane.levels[level].shape[:2]
+    start, stop = (
+        np.clip(at, 0, limits).astype(int) for at in (np.floor(low) - 1, np.ceil(high) + 1)
+    )
+    pixels: NDArray[Any] = plane.read(level, tuple(map(slice, start.tolist(), stop.tolist())))
+    # To a fraction of a pixel, and what the labels' grid reaches beyond the image as its edge.
+    shift = low - start + scale / 2 - 0.5
+    way = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    matrix = np.array([[scale[1], 0, shift[1]], [0, scale[0], shift[0]]])
+    edge = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.warpAffine(pixels, matrix, size[::-1], flags=way, borderMode=edge))
 
 
 def _image_of(viewer: napari.viewer.Viewer, layer: Labels) -> Image | None:

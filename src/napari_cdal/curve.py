@@ -12,7 +12,7 @@ __all__ = ["Curve"]
 
 _HEIGHT = 150
 _LOSS, _SCORE = QColor(130, 160, 200), QColor(240, 180, 60)
-_MARGIN = 16.0
+_MARGIN, _HEAD = 8.0, 24.0  # pixels around the plot, and above it for its legend
 
 
 class Curve(QWidget):
@@ -43,7 +43,7 @@ class Curve(QWidget):
         """Draw both lines, each over its own range."""
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        area = QRectF(self.rect()).adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN)
+        area = QRectF(self.rect()).adjusted(_MARGIN, _HEAD, -_MARGIN, -_MARGIN)
         painter.setPen(QPen(self.palette().color(QPalette.ColorRole.Mid), 1))
         painter.drawRect(area)
         end = max([step for step, _ in self.losses + self.scores] or [1.0]) or 1.0
@@ -67,10 +67,10 @@ class Curve(QWidget):
                 for point in at:
                     painter.drawEllipse(point, 3, 3)
         painter.setPen(_LOSS)
-        painter.drawText(QPointF(area.left() + 4, area.top() + 14), "loss")
+        painter.drawText(QPointF(area.left(), area.top() - 8), "loss")
         painter.setPen(_SCORE)
         text = f"held-out Dice {self.scores[-1][1]:.3f}" if self.scores else "held-out Dice"
-        painter.drawText(QPointF(area.left() + 44, area.top() + 14), text)
+        painter.drawText(QPointF(area.left() + 44, area.top() - 8), text)
 
 
 def _range(scores: list[float]) -> tuple[float, float]:

@@ -22,6 +22,11 @@ class Picking:
         Shows what is waited for.
     told : callable
         Wraps what may raise a `CdalError`, which it shows.
+
+    Attributes
+    ----------
+    prompt : str
+        What is waited for; empty for nothing.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class Picking:
     ) -> None:
         self._review, self._say, self._told = review, say, told
         self._waiting = ""  # for the clicks of a merge or split
+        self.prompt = ""
         self._points: list[tuple[int, int]] = []
         review.layer.mouse_drag_callbacks.append(self._on_mouse)
         review.layer.bind_key("Escape", self._cancel, overwrite=True)
@@ -47,11 +53,15 @@ class Picking:
     def _wait(self, what: str, text: str) -> None:
         self._waiting, self._points = what, []
         self._review.layer.mode = "pan_zoom"
+        self.prompt = text
         self._say(text)
+
+    def _end(self) -> None:
+        self._waiting = self.prompt = ""
 
     def _cancel(self, layer: Labels) -> None:
         if self._waiting:
-            self._waiting, self._points = "", []
+            self._end()
             self._say("Nothing was changed.")
         else:
             layer.mode = "pan_zoom"
@@ -72,12 +82,12 @@ class Picking:
     def _clicked(self, point: tuple[int, int]) -> None:
         label = int(self._review.layer.data[point])
         if self._waiting == "merge":
-            self._waiting = ""
+            self._end()
             self._review.merge(label)
         elif self._waiting == "split":
             self._points.append(point)
             if len(self._points) == 2:
-                self._waiting = ""
+                self._end()
                 self._review.split(*self._points)
         else:
             self._review.select(label)

@@ -32,6 +32,7 @@ ORDERS = ("disagreement", "score", "position")
 COLOURS = ("object", "agreement", "score", "reviewed")
 _OUTLINE = 2  # pixels; the objects stay visible inside it
 _REMEMBERED = 100  # steps back, as many as napari keeps of a layer
+_CERTAIN = 0.3  # where in the colormap: its darkest do not show on tissue
 _GREY, _DONE = (0.6, 0.6, 0.6, 1.0), (0.2, 0.8, 0.3, 1.0)
 
 
@@ -78,11 +79,10 @@ class Review:
         self._coloured_by = "object"
         self._unkept = False
         self._writer = ThreadPoolExecutor(1)
-        self._writing: Future[int] | None = None
+        self._writing: Future[None] | None = None
         self._add_layers(source, placed_at(source, box))
         self.queue: list[int] = []
         self.current = 0
-        self.sort("disagreement")
 
     def _add_layers(self, source: Labels, place: dict[str, Any]) -> None:
         """The region's labels, above its picture where the image is a pyramid."""
@@ -116,10 +116,8 @@ class Review:
             "position": np.argsort(first),
         }[order]
         self.queue = labels[chosen].tolist()
-        self._go(next((n for n in self.queue if not self.is_reviewed(n)), 0) or self._first())
-
-    def _first(self) -> int:
-        return self.queue[0] if self.queue else 0
+        left = [label for label in self.queue if not self.is_reviewed(label)]
+        self._go_to_first(left + self.queue)
 
     def is_reviewed(self, label: int) -> bool:
         """Whether a person has dealt with an object."""
@@ -141,19 +139,20 @@ class Review:
 
     def step(self, by: int) -> None:
         """Go on in the queue by 1, or back by -1; objects that are gone are passed over."""
-        present = set(np.unique(self.layer.data).tolist())
         at = self.queue.index(self.current) if self.current in self.queue else -1
-        for i in range(1, len(self.queue) + 1):
-            label = self.queue[(at + by * i) % len(self.queue)]
-            if label in present:
-                self._go(label)
-                return
-        self._go(0)
+        turned = [
+            self.queue[(at + by * i) % len(self.queue)] for i in range(1, len(self.queue) + 1)
+        ]
+        self._go_to_first(turned)
 
     def _next_unreviewed(self) -> None:
         at = self.queue.index(self.current) + 1 if self.current in self.queue else 0
         following = self.queue[at:] + self.queue[:at]
-        self._go(next((n for n in following if not self.is_reviewed(n)), 0))
+        self._go_to_first([label for label in following if not self.is_reviewed(label)])
+
+    def _go_to_first(self, labels: list[int]) -> None:
+        """Go to the first of these that is still there."""
+        self._go(next((label for label in labels if (self.layer.data == label).any()), 0))
 
     def _go(self, label: int) -> None:
         """Centre, select and outline an object."""
@@ -285,7 +284,7 @@ class Review:
         if by == "object":
             self.layer.colormap = self._colormap
             return
-        labels = [int(label) for label in np.unique(self.layer.data) if label]
+        labels = self.queue
         colours: dict[int | None, Any] = {None: _GREY, 0: (0, 0, 0, 0)}
         if by == "reviewed":
             colours |= {label: _DONE for label in labels if self.is_reviewed(label)}
@@ -294,7 +293,8 @@ class Review:
             known = {n: self._columns[n][which] for n in labels if n in self._columns}
             known = {label: value for label, value in known.items() if not np.isnan(value)}
             if known:
-                mapped = ensure_colormap("turbo").map(1 - np.array(list(known.values())))
+                doubt = 1 - np.array(list(known.values()))
+                mapped = ensure_colormap("turbo").map(_CERTAIN + (1 - _CERTAIN) * doubt)
                 colours |= dict(zip(known, mapped, strict=True))
         self.layer.colormap = DirectLabelColormap(color_dict=colours)
 
@@ -303,9 +303,12 @@ class Review:
     def edit(self, reviewed: bool = False) -> Edit:
         """The region as it is now."""
         labels = np.array(self.layer.data, np.uint32)
+        return self._edit(labels, dict(self._touched), reviewed)
+
+    def _edit(self, labels: NDArray[np.uint32], touched: Touched, reviewed: bool) -> Edit:
+        """What was painted, beside what was done by keys; takes long for a large region."""
         found = changes(self._base, labels)
         self._noticed = {label: self._noticed.get(label) or now() for label in found}
-        touched = dict(self._touched)
         for label, what in found.items():
             if touched.get(label, {"action": "accepted"})["action"] == "accepted":
                 touched[label] = {"action": what, "when": self._noticed[label]}
@@ -324,11 +327,14 @@ class Review:
         done, self._writing = self._writing, None
         if self._unkept:
             self._unkept = False
-            edit = self.edit()
-            self._writing = self._writer.submit(self.copy.keep, edit)
-            self._changed()
+            now_there = np.array(self.layer.data, np.uint32), dict(self._touched)
+            self._writing = self._writer.submit(self._keep, *now_there)
         if done is not None:
+            self._changed()
             done.result()
+
+    def _keep(self, labels: NDArray[np.uint32], touched: Touched) -> None:
+        self.copy.keep(self._edit(labels, touched, reviewed=False))
 
     def write(self, reviewed: bool) -> None:
         """Write the region into the corrected copy.

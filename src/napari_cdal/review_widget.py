@@ -174,7 +174,8 @@ class ReviewWidget(Container[Widget]):
             return
         done, every = review.progress
         self.progress.max, self.progress.value = max(every, 1), done
-        self._say(f"{review.described()}{done} of {every} reviewed.")
+        prompt = self._picking.prompt if self._picking is not None else ""
+        self._say(prompt or f"{review.described()}{done} of {every} reviewed.")
 
     def _say(self, text: str) -> None:
         self.status.value = text[:1].upper() + text[1:]

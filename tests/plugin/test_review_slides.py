@@ -25,6 +25,7 @@ from cdal_engine.io.ome_zarr import write_labels
 from cdal_engine.io.results import ResultsFolder
 from cdal_engine.io.tables import TableWriter, object_table
 from cdal_engine.samples import slide_path
+from napari_cdal.corrections import picture_of
 from napari_cdal.review_widget import ReviewWidget
 
 from .test_manifest import MANIFEST
@@ -108,13 +109,20 @@ def test_a_region_is_a_crop_that_lies_where_it_was(viewer: Any, results: Path) -
     image = viewer.layers[0]
     assert review.picture is not None
     assert review.picture.shape == (512, 512, 3)
-    middle = np.asarray(image.world_to_data(review.layer.data_to_world((256, 256))))
-    y, x = middle.round().astype(int)
-    around = np.asarray(image.data[0][y - 8 : y + 8, x - 8 : x + 8]).mean(axis=(0, 1))
-    step = image.data[0].shape[0] / whole.shape[0]
-    half = round(8 / step)
-    there = review.picture[256 - half : 256 + half, 256 - half : 256 + half].mean(axis=(0, 1))
-    np.testing.assert_allclose(there, around, atol=6)
+    level = np.asarray(image.data[1])  # whose pixels are as large as the labels'
+    np.testing.assert_array_equal(review.picture, level[review.box])
+    image.translate = np.asarray(image.translate) + (0.25 * PIXEL * np.asarray(image.scale))
+    moved = picture_of(viewer, source, review.box)  # by a quarter of a pixel of the labels
+    assert moved is not None
+    rows = np.arange(review.box[0].start + 1, review.box[0].stop - 1)
+    columns = np.arange(review.box[1].start + 1, review.box[1].stop - 1)
+    near = level.astype(float)
+    expected = sum(
+        wy * wx * near[rows - dy][:, columns - dx]
+        for dy, wy in ((0, 0.75), (1, 0.25))
+        for dx, wx in ((0, 0.75), (1, 0.25))
+    )
+    np.testing.assert_allclose(moved[1:-1, 1:-1], expected, atol=1.01)
     widget.close_button.native.click()
 
 
@@ -157,7 +165,11 @@ def test_a_new_run_leaves_corrections_alone_and_is_told(viewer: Any, results: Pa
     write_results(results, 1)
     np.testing.assert_array_equal(corrected(results), before)
     viewer.layers.clear()
-    again, _ = docked(viewer, results)
+    again, labels = docked(viewer, results)
+    shown = [layer for layer in viewer.layers if layer.name.startswith("corrected: ")]
+    assert len(shown) == 1
+    np.testing.assert_array_equal(np.asarray(shown[0].data[0]), before)
+    assert not labels.visible
     assert "are of the earlier answer" in again.status.value
     again.close_button.native.click()
 
@@ -183,6 +195,7 @@ import os, signal, sys
 from pathlib import Path
 import napari
 from napari_cdal.results_folder import results_layers
+from napari_cdal.corrections import picture_of
 from napari_cdal.review_widget import ReviewWidget
 from qtpy.QtCore import QTimer
 from napari.layers import Layer
