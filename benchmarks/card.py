@@ -51,7 +51,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     histogram.set(title="How often", xlabel="probability said", ylabel="pixels", yscale="log")
     for axes in (reliability, histogram):
         axes.grid(alpha=0.3)
-    reliability.legend()
+    reliability.legend(loc="lower right", fontsize=7)
     figure.savefig(path, dpi=80)
 
 
