@@ -220,7 +220,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
         raise CdalError("not a state dict: it holds more than tensors", remedy, path)
     odd = [str(k) for k, v in state.items() if not _is_weight(v)]
     if odd:
-        raise CdalError(f"not dense, finite floating-point tensors: {_few(odd)}", remedy, path)
+        raise CdalError(f"NaN, infinite or not dense floating-point: {_few(odd)}", remedy, path)
     return {str(key): value for key, value in state.items()}
 
 
