@@ -42,11 +42,12 @@ def draw_curves(rows: list[Row], path: Path) -> None:
     for name in ("reconstruction", "supervised", "adversarial", "discriminator"):
         points = [(r["step"], r[name]) for r in rows if name in r]
         left.plot(*zip(*points, strict=True), ".-", label=name) if points else None
-    for name in ("dice", "dice_one_sample", "pairwise_dice", "aji", "pq"):
+    for name in ("dice", "dice_foreground", "dice_one_sample", "pairwise_dice", "aji", "pq"):
         points = [(r["step"], r[name]) for r in rows if name in r]
         right.plot(*zip(*points, strict=True), "o-", label=name) if points else None
     left.set(title="Training losses", xlabel="optimiser step", yscale="log")
-    right.set(title="Validation, whole images", xlabel="optimiser step", ylim=(0, 1))
+    right.set(title="Validation, whole images", xlabel="optimiser step")
+    right.set_ylim(top=1.005)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:

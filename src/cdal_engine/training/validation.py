@@ -123,7 +123,8 @@ def score(
     Returns
     -------
     dict
-        For `classes`, Dice and IoU are means over the classes; the rest is of all foreground.
+        For `classes`, Dice and IoU are means over the classes; the rest, and `dice_foreground`, is
+        of all foreground.
     """
     truth = labels > 0
     inside = result.probability.sum(axis=0).clip(0, 1)
@@ -137,6 +138,7 @@ def score(
             scores[f"dice_{name}"] = metrics.dice(p, t)
             of_class = metrics.precision_recall(p, t)
             scores[f"precision_{name}"], scores[f"recall_{name}"] = of_class
+        scores["dice_foreground"] = metrics.dice(found, truth)  # as of single samples, below
     else:
         masks = [(found, truth)]
     scores["dice"] = float(np.mean([metrics.dice(p, t) for p, t in masks]))
