@@ -121,7 +121,7 @@ def test_a_frozen_run_resumes_bit_identical(old: Model, tmp_path: Path) -> None:
         run = tmp_path / f"cut{at}"
 
         def kill(row: dict[str, float], at: int = at) -> None:
-            if row["step"] == at:
+            if "answers" not in row and row["step"] == at:
                 raise Killed
 
         with pytest.raises(Killed):

@@ -221,7 +221,7 @@ def test_training_on_volumes_leaves_a_model_for_volumes(
     best = Trainer(config, pairs, tmp_path / "run", "cpu").run()
     (drawn,) = (tmp_path / "run" / "examples").iterdir()
     with Image.open(drawn) as picture:
-        assert picture.size == (26, 20)
+        assert picture.size == (10 * 26, 10 * 20)
     result = segment_volume(Segmenter(Model.load(best), "cpu"), phantom(0)[0], samples=1)
     assert result.labels.shape == SHAPE
 
