@@ -150,9 +150,10 @@ def import_model(
     config = model_config(network, parameters)
     with torch.device("meta"):  # no memory is taken for what the files do not fit
         expected = Networks(config).generator.state_dict()
-    translated(read_published(generator), generator_names(network), expected, generator)
+    names = generator_names(network)
+    state = translated(read_published(generator), names, expected, generator)
     networks = Networks(config)
-    load_published(networks.generator, generator_names(network), generator)
+    networks.generator.load_state_dict(state)
     if discriminator is not None and network.discriminator is not None:
         names = discriminator_names(network.discriminator)
         load_published(networks.discriminator, names, discriminator)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
-import dask.array as da
 import numpy as np
 from napari.layers import Image, Labels, Shapes
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from cdal_engine.weights import user_folder
 from .planes import Plane, full_resolution, placement, plane_of, spacing_of
 from .regions import in_view, of_shapes
 from .results import METADATA_KEY
+from .results_folder import pyramid
 
 if TYPE_CHECKING:
     import napari
@@ -276,7 +276,7 @@ def corrected_layer(viewer: napari.viewer.Viewer, source: Labels, copy: Correcte
     """Show the corrected labels, in place of those they were made of."""
     data: Any = copy.labels
     if copy.labels_path.suffix == ".zarr":
-        data = _levels(copy.labels_path)
+        data, _ = pyramid(copy.labels_path)
     name = corrected_name(source)
     if name in viewer.layers:
         layer = viewer.layers[name]
@@ -295,11 +295,3 @@ def corrected_layer(viewer: napari.viewer.Viewer, source: Labels, copy: Correcte
     source.visible = False
     layer.visible = True
     return layer
-
-
-def _levels(path: Path) -> list[da.Array]:
-    import zarr
-
-    group: Any = zarr.open_group(path, mode="r")
-    names = sorted(group.array_keys())
-    return [da.from_zarr(path / name) for name in names]  # type: ignore[no-untyped-call]

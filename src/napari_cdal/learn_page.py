@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from magicgui.widgets import ComboBox, LineEdit, PushButton, SpinBox
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QSizePolicy, QWidget
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QWidget
 
 from cdal_engine.corrections.corrected import CorrectedCopy
 from cdal_engine.errors import Cancelled, CdalError
@@ -22,6 +21,8 @@ from cdal_engine.weights import available, folder_for
 
 from .curve import Curve
 from .settings import Preferences
+from .status import as_status, sentence
+from .worker import given_up
 
 if TYPE_CHECKING:
     from cdal_engine.corrections.learn import Learned
@@ -134,11 +135,7 @@ class LearnPage(QWidget):
         for button in (self.learn_button, self.stop_button):
             rows.addRow(button.native)
         rows.addRow(self.curve)
-        self.status.setTextFormat(Qt.TextFormat.PlainText)
-        self.status.setWordWrap(True)
-        self.status.setAlignment(Qt.AlignmentFlag.AlignTop)
-        self.status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
-        self.status.setMinimumHeight(6 * self.status.fontMetrics().lineSpacing())
+        as_status(self.status, lines=6)
         rows.addRow(self.status)
         rows.addRow(self.data_button.native)
 
@@ -172,13 +169,7 @@ class LearnPage(QWidget):
         minutes = float(self.minutes.value)
         learning = Learning(copy, self._folder, model, self._preferences.device, minutes)
         worker = create_worker(learning, _start_thread=False)
-        reference = weakref.ref(worker)
-
-        def abandoned() -> bool:
-            alive = reference()
-            return alive is None or bool(alive.abort_requested)
-
-        learning.abandoned = abandoned
+        learning.abandoned = given_up(worker)
         worker.returned.connect(self._on_returned)
         worker.errored.connect(lambda error: self._say(f"{type(error).__name__}: {error}"))
         worker.finished.connect(self._on_finished)
@@ -239,7 +230,7 @@ class LearnPage(QWidget):
         self.stop_button.enabled = running
 
     def _say(self, text: str) -> None:
-        self.status.setText(text[:1].upper() + text[1:])
+        self.status.setText(sentence(text))
 
     def abandon(self) -> None:
         """Let a running worker stop unheard: the widget is going away."""

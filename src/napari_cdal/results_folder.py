@@ -21,7 +21,7 @@ from cdal_engine.io.source import decoding
 from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
 from .sources import source_layers
 
-__all__ = ["results_layers"]
+__all__ = ["pyramid", "results_layers"]
 
 _BOX = frozenset({"y0", "x0", "y1", "x1"})  # columns in the image's pixels, not the layer's
 
@@ -86,7 +86,7 @@ def _labels(folder: Path, record: dict[str, Any], below: str = "") -> list[Layer
         arguments["features"] = _features(folder)
         return [(voxels, placed | arguments, "labels")]
     if (here / "labels.ome.zarr").exists():
-        levels, placement = _pyramid(here / "labels.ome.zarr")
+        levels, placement = pyramid(here / "labels.ome.zarr")
         many = len(levels) > 1
         pixel = facts["pixel"] = placement["scale"][0] / (record["mpp"] or 1.0)
         arguments["features"] = _features(folder, pixel)
@@ -106,7 +106,7 @@ def _maps(folder: Path, record: dict[str, Any]) -> list[LayerData]:
     path = folder / "maps.ome.zarr"
     if not path.exists():
         return []
-    levels, placement = _pyramid(path)
+    levels, placement = pyramid(path)
     channels = _ome(path)["omero"]["channels"]
     layers: list[LayerData] = []
     for i, channel in enumerate(channels):
@@ -156,7 +156,7 @@ def _ome(path: Path) -> dict[str, Any]:
     return dict(attributes["ome"])
 
 
-def _pyramid(path: Path) -> tuple[list[da.Array], dict[str, Any]]:
+def pyramid(path: Path) -> tuple[list[da.Array], dict[str, Any]]:
     """Levels of an OME-Zarr image of ours as lazy arrays, and where it lies."""
     multiscale = _ome(path)["multiscales"][0]
     levels = [da.from_zarr(path / str(d["path"])) for d in multiscale["datasets"]]  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from napari.layers import Labels
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QGridLayout, QSizePolicy, QTabWidget, QWidget
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QGridLayout, QTabWidget, QWidget
 
 from cdal_engine.corrections.corrected import CORRECTED, CorrectedCopy
 from cdal_engine.errors import CdalError
@@ -32,6 +32,7 @@ from .results import METADATA_KEY
 from .review import COLOURS, ORDERS, Review
 from .segment_widget import SegmentWidget
 from .settings import preferences
+from .status import as_status, sentence
 
 if TYPE_CHECKING:
     import napari
@@ -92,11 +93,7 @@ class ReviewWidget(Container[Widget]):
 
     def _lay_out(self) -> None:
         status = self.status.native
-        status.setTextFormat(Qt.TextFormat.PlainText)
-        status.setWordWrap(True)
-        status.setAlignment(Qt.AlignmentFlag.AlignTop)
-        status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
-        status.setMinimumHeight(5 * status.fontMetrics().lineSpacing())
+        as_status(status)
         self.progress.native.setTextVisible(False)
         rows = QFormLayout()
         rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -178,7 +175,7 @@ class ReviewWidget(Container[Widget]):
         self._say(prompt or f"{review.described()}{done} of {every} reviewed.")
 
     def _say(self, text: str) -> None:
-        self.status.value = text[:1].upper() + text[1:]
+        self.status.value = sentence(text)
 
     def _told(self, do: Callable[[], None]) -> Callable[..., None]:
         """Have what goes wrong said, here and as napari's message."""

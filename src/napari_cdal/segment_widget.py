@@ -12,7 +12,6 @@ from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QSizePolicy
 
 from cdal_engine.errors import CdalError
 from cdal_engine.weights import available
@@ -21,6 +20,7 @@ from .chosen import Chosen
 from .planes import full_resolution
 from .settings import preferences
 from .shown import ShownRun
+from .status import as_status, sentence
 from .summary import found
 from .worker import Answer, Run, start
 
@@ -105,12 +105,8 @@ class SegmentWidget(Container[Widget]):
         """Put the form, which scrolls, above what must stay in sight."""
         self.progress.native.setTextVisible(False)  # macOS shows none: the status line has it
         status = self.status.native
-        status.setTextFormat(Qt.TextFormat.PlainText)
-        status.setWordWrap(True)
+        as_status(status)
         status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        status.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
-        status.setAlignment(Qt.AlignmentFlag.AlignTop)
-        status.setMinimumHeight(5 * status.fontMetrics().lineSpacing())
         for pair in (
             (self.run_button, self.cancel_button),
             (self.more_button, self.objects_button),
@@ -307,7 +303,7 @@ class SegmentWidget(Container[Widget]):
         self._dock.raise_()
 
     def _say(self, text: str) -> None:
-        self.status.value = text[:1].upper() + text[1:]
+        self.status.value = sentence(text)
 
     def _on_parent(self, parent: object) -> None:
         if parent is None:

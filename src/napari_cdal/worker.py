@@ -280,11 +280,16 @@ def start(run: Run) -> Any:
     from napari.qt.threading import create_worker
 
     worker = create_worker(run, _start_thread=False)
+    run.stopped = given_up(worker)
+    return worker
+
+
+def given_up(worker: Any) -> Callable[[], bool]:
+    """Return what tells whether a napari worker was asked to quit, or is there no more."""
     reference = weakref.ref(worker)
 
-    def stopped() -> bool:
+    def asked() -> bool:
         alive = reference()
         return alive is None or bool(alive.abort_requested)
 
-    run.stopped = stopped
-    return worker
+    return asked
