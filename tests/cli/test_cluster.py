@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -21,6 +22,7 @@ from cdal_engine.io.records import read_run
 from cdal_engine.samples import he_path
 
 pytest.importorskip("distributed")
+psutil = pytest.importorskip("psutil")  # comes with distributed
 HE = np.asarray(Image.open(he_path()))
 NAMES = [f"{n}.png" for n in range(6)]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")]
@@ -54,17 +56,14 @@ def status(out: Path) -> dict[str, str]:
         return {row["results"]: row["status"] for row in csv.DictReader(file)}
 
 
-def children(pid: int) -> set[int]:
-    """Processes below a process; of a local cluster, its workers."""
-    found = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found |= {child} | children(child)
-    return found
-
-
 def workers_of(pid: int) -> set[int]:
-    return {p for p in children(pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()}
+    """The workers of a local cluster among the processes below a process."""
+    found = set()
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            if any("spawn_main" in word for word in process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen) -> None:
@@ -165,7 +164,7 @@ def test_ctrl_c_ends_all_and_nothing_is_lost(
     assert run.returncode == 130, error
     assert "what is finished is kept" in error
     assert "Traceback" not in error
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert not any(psutil.pid_exists(pid) for pid in workers)
     assert "done" in status(out).values()
     assert started(arguments).communicate(timeout=280)[0].count("6 finished before") == 0
     assert sorted(n for n, state in status(out).items() if state == "done") == NAMES
