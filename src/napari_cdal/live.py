@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cdal_engine.errors import Cancelled
-from cdal_engine.tiling import seen_from
+from cdal_engine.tiling import cut, seen_from
 
 from .decode import decoded
 
@@ -42,7 +43,7 @@ class Options:
 
 
 def tiles_of(segmenter: Segmenter, box: Box, mpp: float | None) -> list[Box]:
-    """Cut a box of an image into tiles of the engine's size, on its grid.
+    """Cut a box of an image into tiles of the engine's size, as the engine does.
 
     The answer of an imported model depends on its tiles: it is run in one piece.
     """
@@ -51,14 +52,8 @@ def tiles_of(segmenter: Segmenter, box: Box, mpp: float | None) -> list[Box]:
         return [box]
     scale = mpp / config.image.mpp if mpp and config.image.mpp else 1.0
     edge = max(round(segmenter.tile / scale), 1)
-    rows, columns = (
-        [slice(max(a, s.start), min(a + edge, s.stop)) for a in _starts(s, edge)] for s in box
-    )
-    return [(row, column) for row in rows for column in columns]
-
-
-def _starts(along: slice, edge: int) -> range:
-    return range(along.start // edge * edge, along.stop, edge)
+    rows, columns = (cut(along, edge) for along in box)
+    return list(product(rows, columns))
 
 
 def live(

@@ -73,7 +73,7 @@ def test_tile_by_tile_ends_where_one_run_does(tiny_model: Path, he: NDArray[np.u
     answers = list(live(segmenter, he, box, options, lambda d, n: seen.append(d / n) or True))
     whole = segmenter.segment(he, region=box, mpp=0.4, samples=3, steps=2, seed=5)
     assert answers[0][1] == "preview"
-    assert "of 20 tiles" in answers[1][1]
+    assert "of 16 tiles" in answers[1][1]
     last, so_far = answers[-1]
     assert so_far == ""
     np.testing.assert_allclose(last.mean, whole.mean, atol=1e-5)
@@ -82,6 +82,18 @@ def test_tile_by_tile_ends_where_one_run_does(tiny_model: Path, he: NDArray[np.u
         assert set(found.objects["label"]) == set(np.unique(found.labels)) - {0}
     assert seen == sorted(seen)
     assert seen[-1] == 1
+
+
+def test_a_region_of_a_tile_takes_one(tiny_model: Path, he: NDArray[np.uint8]) -> None:
+    """Wherever it lies, so that it costs what it costs in the engine."""
+    segmenter = Segmenter(Model.load(tiny_model), "cpu", tile=128)
+    box = (slice(70, 198), slice(101, 229))
+    options = Options(mpp=0.25, samples=2, steps=2, seed=0)
+    (_, preview), (last, so_far) = live(segmenter, he, box, options, lambda d, n: True)
+    assert (preview, so_far) == ("preview", "")
+    whole = segmenter.segment(he, region=box, mpp=0.25, samples=2, steps=2, keep_samples=True)
+    np.testing.assert_array_equal(last.mean, whole.mean)
+    np.testing.assert_array_equal(last.labels, whole.labels)
 
 
 def test_what_is_finished_survives_a_cancel(tiny_model: Path, he: NDArray[np.uint8]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import HALO
-from ..tiling import Box, plan, surround
+from ..tiling import Box, surround
 from .area import Area
 
 __all__ = ["BLOCK", "Block", "Plan"]
@@ -56,11 +56,12 @@ class Plan:
         cls, size: tuple[int, ...], padded: tuple[int, ...], tile: int, area: Area, block: int
     ) -> Plan:
         """Plan blocks of about `block` pixels over an area, and what objects reach beyond it."""
-        cells = [-(-n // tile) for n in padded]
-        near = (area.touches(surround(cell.core, HALO, size)) for cell in plan(size, tile, 0))
-        wanted = np.zeros(cells, bool)
-        within = tuple(-(-n // tile) for n in size)
-        wanted[: within[0], : within[1]] = np.fromiter(near, bool).reshape(within)
+        wanted = np.zeros([-(-n // tile) for n in padded], bool)
+        for cell in np.ndindex(*(-(-n // tile) for n in size)):
+            box = tuple(
+                slice(i * tile, min((i + 1) * tile, n)) for i, n in zip(cell, size, strict=True)
+            )
+            wanted[cell] = area.touches(surround(box, HALO, size))
         return cls(size, padded, tile, max(block // tile, 1) * tile, wanted)
 
     @cached_property
