@@ -21,7 +21,8 @@ from pathlib import Path
 
 def contents(out: Path) -> dict[str, bytes]:
     """What does not record times."""
-    files = (p for p in out.rglob("*") if p.is_file() and p.suffix not in (".csv", ".json"))
+    timed = {"run.json", "summary.csv", "report.html"}
+    files = (p for p in out.rglob("*") if p.is_file() and p.name not in timed)
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}
 
 

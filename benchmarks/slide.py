@@ -38,15 +38,15 @@ def tissue_of(path: Path) -> np.ndarray:
     return np.resize(pixels[:height, :width], (height, width, 3))
 
 
-def tiles(tissue: np.ndarray, edge: int, share: float) -> Iterator[np.ndarray]:
-    """Tiles of a level, row by row: the tissue over and over, then glass."""
+def tiles(tissue: np.ndarray, edge: int, share: float, step: int) -> Iterator[np.ndarray]:
+    """Tiles of a level, row by row: every `step`th pixel of tissue, repeated, then of glass."""
     glass = np.full((TILE, TILE, 3), 243, np.uint8)
+    along = np.arange(TILE)
     for y in range(0, edge, TILE):
+        rows = (y + along) * step % tissue.shape[0]
         for x in range(0, edge, TILE):
-            row, column = y % tissue.shape[0], x % tissue.shape[1]
-            piece = tissue[row : row + TILE, column : column + TILE]
-            whole = y < share * edge and piece.shape == glass.shape
-            yield piece if whole else glass
+            columns = (x + along) * step % tissue.shape[1]
+            yield tissue[rows[:, None], columns] if y < share * edge else glass
 
 
 def write_pyramid(path: Path, tissue: np.ndarray, edge: int, share: float) -> None:
@@ -54,10 +54,10 @@ def write_pyramid(path: Path, tissue: np.ndarray, edge: int, share: float) -> No
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         step = 1
         while edge // step >= min(edge, 1024):
-            part, size = tissue[::step, ::step], edge // step
+            size = edge // step
             resolution = (1e4 / (MPP * step),) * 2
             tiff.write(
-                tiles(part, size, share),
+                tiles(tissue, size, share, step),
                 shape=(size, size, 3),
                 dtype=np.uint8,
                 tile=(TILE, TILE),

@@ -51,8 +51,9 @@ class Segmenter:
     device : str
         See `device.select_device`.
     tile : int, optional
-        Edge of the tiles in pixels of the model's grid, a multiple of the network's stride. An
-        imported model has one only, that it was trained with.
+        Edge of the tiles in pixels of the model's grid, a multiple of the network's stride; the
+        last of a row may be a quarter longer. An imported model has one only, that it was
+        trained with.
 
     Raises
     ------

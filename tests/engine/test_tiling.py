@@ -1,10 +1,19 @@
-"""Tiles of a fixed size: where they lie."""
+"""Where tiles lie."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdal_engine.tiling import hull, plan_fixed
+from cdal_engine.tiling import cut, hull, plan_fixed
+
+
+@given(st.integers(0, 50), st.integers(1, 500), st.integers(4, 100))
+def test_no_piece_is_a_sliver(start: int, length: int, edge: int) -> None:
+    pieces = cut(slice(start, start + length), edge)
+    assert [n for p in pieces for n in range(p.start, p.stop)] == list(range(start, start + length))
+    lengths = [p.stop - p.start for p in pieces]
+    assert max(lengths) <= 1.25 * edge
+    assert len(pieces) == 1 or min(lengths) > edge / 4
 
 
 @given(st.data())

@@ -184,8 +184,12 @@ def test_results_of_a_slide_lie_on_it(viewer: Any, tiny_model: Path, tmp_path: P
     from typer.testing import CliRunner
 
     options = ["-o", str(tmp_path), "--samples", "1", "--steps", "0", "--model", str(tiny_model)]
-    save = ["--save", "labels,probability"]
-    done = CliRunner().invoke(app, ["segment", str(slide_path()), *options, *save])
+    ring = [[100, 100], [400, 100], [400, 400], [100, 400], [100, 100]]
+    (tmp_path / "part.geojson").write_text(
+        json.dumps({"type": "Polygon", "coordinates": [ring]}), encoding="utf-8"
+    )
+    options += ["--save", "labels,probability", "--regions", str(tmp_path / "part.geojson")]
+    done = CliRunner().invoke(app, ["segment", str(slide_path()), *options])
     assert done.exit_code == 0, done.output
     image, *_, labels = opened(viewer, tmp_path / slide_path().name)
     assert labels.multiscale

@@ -37,7 +37,8 @@ Steps = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**62 - 1, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Tile = Annotated[
-    int | None, typer.Option(min=16, help="Edge of the tiles, in pixels at the model's resolution.")
+    int | None,
+    typer.Option(min=16, help="About the edge of the tiles, in pixels at the model's resolution."),
 ]
 TileMode = Annotated[
     str,
