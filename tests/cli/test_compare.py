@@ -47,6 +47,8 @@ def test_published_ours_and_the_head_side_by_side(
     models = ("-m", tiny_model, "-m", published)
     ended = cdal("compare", data, *models, *MPP, "--samples", 2, "--device", "cpu", "-o", "out")
     assert ended.code == 0, ended
+    assert f"{tiny_model.name}, head" in ended.out
+    assert str(tiny_model.parent) not in ended.out  # long names leave the plot no room
     report = json.loads(Path("out/compare.json").read_text())
     kinds = [(each["model"]["name"], each["answer"], each["steps"]) for each in report["answers"]]
     ours = str(tiny_model)

@@ -149,10 +149,12 @@ def _show(compared: "Sequence[Answer]", configs: "dict[str, ModelConfig]") -> No
     from rich.console import Console
     from rich.table import Table
 
+    from ..training.comparison import titles
+
     classes = {name for each in configs.values() for name in each.classes}
     figures = [answer.figures for answer in compared]
     labels = ROWS | {f"dice_{name}": f"Dice, {name}" for name in sorted(classes)}
-    table = Table("", *(answer.name for answer in compared))
+    table = Table("", *titles(compared))
     for column in table.columns[1:]:
         column.justify = "right"
     for name, label in labels.items():

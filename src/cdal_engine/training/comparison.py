@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,9 @@ from .validation import Evaluation, Scores, answers_of, evaluate_each
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Answer", "answers", "as_csv", "check_comparable", "draw", "usable"]
+__all__ = ["Answer", "answers", "as_csv", "check_comparable", "draw", "titles", "usable"]
+
+_TITLE = 32  # letters of a model's name beside others
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,6 @@ class Answer:
     peak_memory_mb: float | None
 
     @property
-    def name(self) -> str:
-        """What to call it beside others."""
-        return self.model if self.kind == "sampled" else f"{self.model}, head"
-
-    @property
     def figures(self) -> Scores:
         """Mean scores, then what it cost; of the seconds the median, as the first image warms up.
 
@@ -66,6 +64,24 @@ class Answer:
         if self.peak_memory_mb is not None:
             costs["peak_memory_mb"] = self.peak_memory_mb
         return self.evaluation.mean | costs
+
+
+def titles(compared: Sequence[Answer]) -> list[str]:
+    """What to call each beside the others: short, as models given by their folders have long names.
+
+    Folders of one name are told apart by the ends of their paths.
+    """
+    models = {answer.model for answer in compared}
+    short = {model: PurePath(model).name or model for model in models}
+    if len(set(short.values())) < len(models):
+        short = {model: model for model in models}
+    cut = {
+        model: name if len(name) <= _TITLE else f"…{name[1 - _TITLE :]}"
+        for model, name in short.items()
+    }
+    return [
+        cut[answer.model] + ("" if answer.kind == "sampled" else ", head") for answer in compared
+    ]
 
 
 def check_comparable(configs: Mapping[str, ModelConfig]) -> None:
@@ -189,7 +205,7 @@ def draw(compared: Sequence[Answer]) -> bytes:
     dice, calibration, cost = figure.subplots(1, 3)
     _draw_dice(dice, compared)
     _draw_calibration(calibration, compared)
-    names = [answer.name for answer in compared]
+    names = titles(compared)
     seconds = [answer.figures["seconds_per_megapixel"] for answer in compared]
     bars = cost.barh(names, seconds, color=[f"C{i}" for i in range(len(names))])
     cost.bar_label(bars, fmt="%.3g", padding=3)
@@ -206,17 +222,16 @@ def _draw_dice(axes: Axes, compared: Sequence[Answer]) -> None:
         scores = [row["dice"] for row in answer.evaluation.images.values()]
         axes.plot(np.linspace(i - 0.2, i + 0.2, len(scores)), scores, "o", ms=4, alpha=0.6)
         axes.hlines(float(np.mean(scores)), i - 0.35, i + 0.35, color="black")
-    names = [answer.name for answer in compared]
-    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    axes.set_xticks(range(len(compared)), titles(compared), rotation=20, ha="right")
     axes.set(title="Dice: each image, and their mean")
     axes.grid(axis="y", alpha=0.3)
 
 
 def _draw_calibration(axes: Axes, compared: Sequence[Answer]) -> None:
     axes.plot([0, 1], [0, 1], color="gray", lw=1)
-    for answer in compared:
+    for title, answer in zip(titles(compared), compared, strict=True):
         shown, error = answer.evaluation.calibration, answer.evaluation.mean["ece_pooled"]
-        label = f"{answer.name}: {error:.3f}"
+        label = f"{title}: {error:.3f}"
         axes.plot(shown["probability"], shown["true"], "o-", ms=3, label=label)
     axes.set(
         title="Calibration, and its error over all pixels",
