@@ -86,7 +86,8 @@ class Chosen:
         except CdalError as error:
             return str(error)
         if not regions:
-            return f"All {len(plane.data)} slices of the volume."
+            note = "" if plane.affine is not None else "; which way they lie is unknown"
+            return f"All {len(plane.data)} slices of the volume{note}."
         height, width = plane.size if len(regions) > 1 else regions[0].size
         many = f"{len(regions)} regions of an image of " if len(regions) > 1 else ""
         note = self._resolution_note(plane, config, (height, width))

@@ -153,6 +153,7 @@ def _plane(layer: Labels) -> Plane:
         oblique=False,
         spacing=spacing_of(layer),
         axes=None,
+        affine=None,
     )
 
 

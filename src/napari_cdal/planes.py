@@ -61,6 +61,9 @@ class Plane:
         Micrometres per pixel along y and x; None if the layer's units are no lengths.
     axes : tuple of int or None
         Of a volume that was read from a file, the file's axis of each of the layer's.
+    affine : ndarray or None
+        Of such a volume (4, 4), from the file's voxel indices to millimetres right, anterior,
+        superior.
     """
 
     layer: Image
@@ -72,6 +75,7 @@ class Plane:
     oblique: bool
     spacing: tuple[float, float] | None
     axes: tuple[int, ...] | None
+    affine: NDArray[np.float64] | None
 
     @property
     def data(self) -> Any:
@@ -151,6 +155,7 @@ def plane_of(layer: Image, point: Sequence[float]) -> Plane:
         int(np.clip(at, 0, max(size - 1, 0)))
         for at, size in zip(position[:-2], shape[:-2], strict=True)
     )
+    source = layer.metadata.get(SOURCE_KEY, {})
     return Plane(
         layer=layer,
         name=str(layer.name),
@@ -160,7 +165,8 @@ def plane_of(layer: Image, point: Sequence[float]) -> Plane:
         rgb=bool(layer.rgb),
         oblique=_is_oblique(layer),
         spacing=spacing_of(layer),
-        axes=layer.metadata.get(SOURCE_KEY, {}).get("axes"),
+        axes=source.get("axes"),
+        affine=source.get("affine"),
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cdal_engine.io.levels import Level, best_level, levels_of
 
 from .live import Options
-from .volumes import is_turned
+from .volumes import Turn, turn_of
 
 if TYPE_CHECKING:
     from cdal_engine.config import ImageConfig
@@ -34,14 +34,16 @@ class Seen:
     image : ndarray
         A window of the level, as `Segmenter.segment` takes it.
     box : tuple of slice
-        The region, in pixels of the level.
+        The region, in pixels of the level as the model is shown it.
     options : Options
     colours : ndarray or None
         (H, W, 3) uint8 of the box, where the model takes colours.
     step : float
         Edge of the level's pixels in the layer's.
-    turned : bool
-        Whether rows and columns are exchanged.
+    corner : tuple of float
+        Where the region starts on the layer, in its pixels.
+    turn : Turn or None
+        Of a volume's slice, how the model is shown it.
     """
 
     image: NDArray[np.generic]
@@ -49,13 +51,8 @@ class Seen:
     options: Options
     colours: NDArray[np.uint8] | None
     step: float
-    turned: bool
-
-    @property
-    def corner(self) -> tuple[float, float]:
-        """Where the box starts on the layer, in its pixels."""
-        rows, columns = self.box[::-1] if self.turned else self.box
-        return rows.start * self.step, columns.start * self.step
+    corner: tuple[float, float]
+    turn: Turn | None
 
 
 def read(job: Job, region: Region, segmenter: Segmenter, first_sample: int = 0) -> Seen:
@@ -88,9 +85,11 @@ def read(job: Job, region: Region, segmenter: Segmenter, first_sample: int = 0) 
     volume = plane.is_volume and config.takes_volumes
     # Of the volume: a slice's own would stretch an empty one's noise.
     limits = volume_limits(plane.read_volume()) if volume else None
-    turned = volume and is_turned(plane, config)
-    if turned:
-        image, box, origin, shape = image.swapaxes(0, 1), box[::-1], origin[::-1], shape[::-1]
+    turn = turn_of(plane, config) if volume else None
+    if turn is not None:
+        image, box = turn.onto_model(image), turn.box_onto_model(box, shape)
+        origin = tuple(s.start for s in turn.box_onto_model(window, shape))
+        shape = shape[::-1] if turn.swapped else shape
     options = Options(
         mpp=mpp,
         samples=job.samples,
@@ -102,7 +101,8 @@ def read(job: Job, region: Region, segmenter: Segmenter, first_sample: int = 0) 
         origin=origin,
         shape=shape,
     )
-    return Seen(image, box, options, colours, step, turned)
+    corner = rows.start * step, columns.start * step
+    return Seen(image, box, options, colours, step, corner, turn)
 
 
 def _level(job: Job, config: ImageConfig) -> tuple[int, Level]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE_KEY", "ras_affine", "source_layers", "volume_placement"]
 
-SOURCE_KEY = "cdal_source"  # in a layer's metadata: the file, and the order of its axes
+SOURCE_KEY = "cdal_source"  # in a layer's metadata: the file, the order of its axes and its affine
 _TRIED = 256  # pixels decoded at once to see whether the file can be
 _TO_WORLD = np.array([[0, 0, 1], [0, -1, 0], [-1, 0, 0]])  # right, anterior, superior to the below
 _AXES = ("superior", "posterior", "left")  # slices, rows down, columns: as radiologists look
@@ -29,10 +29,15 @@ def source_layers(source: Source) -> list[LayerData]:
         If its pixels cannot be decoded; of a slide a part is tried.
     """
     arguments: dict[str, Any] = {"name": source.path.name}
-    facts = {"path": str(source.path), "reader": source.reader, "mpp_source": source.mpp_source}
+    facts: dict[str, Any] = {
+        "path": str(source.path),
+        "reader": source.reader,
+        "mpp_source": source.mpp_source,
+    }
     if source.affine is not None:
         placement, axes = volume_placement(source.affine)
-        arguments |= {**placement, "metadata": {SOURCE_KEY: {**facts, "axes": axes}}}
+        facts |= {"axes": axes, "affine": source.affine}
+        arguments |= {**placement, "metadata": {SOURCE_KEY: facts}}
         return [(source.read().transpose(axes), arguments, "image")]
     last = len(source.levels) - 1
     source.read(last, tuple(slice(n // 2, n // 2 + _TRIED) for n in source.levels[last].shape))

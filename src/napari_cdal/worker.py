@@ -17,7 +17,7 @@ from cdal_engine.errors import Cancelled, CdalError
 
 from .planes import Plane
 from .regions import Region
-from .volumes import axes_of, for_layer, slice_for_layer
+from .volumes import axes_of, for_layer
 
 if TYPE_CHECKING:
     from cdal_engine.config import ModelConfig
@@ -173,7 +173,7 @@ class Run:
         seen = read(job, region, segmenter)
         found = live(segmenter, seen.image, seen.box, seen.options, self._report, seen.colours)
         for each, so_far in found:
-            result = slice_for_layer(each) if seen.turned else each
+            result = seen.turn.onto_layer(each) if seen.turn else each
             head = so_far == "preview" or not job.steps
             used = config.of_supervised_head() if head else config
             corner, step = seen.corner, seen.step
@@ -206,7 +206,7 @@ class Run:
         drawn = len(kept.segmentation.samples)
         seen = read(self.job, region, segmenter, first_sample=drawn)
         more = answer(segmenter, seen.image, seen.box, seen.options, self._report)
-        more = slice_for_layer(more) if seen.turned else more
+        more = seen.turn.onto_layer(more) if seen.turn else more
         if kept.mask is not None:
             more = inside(more, kept.config, kept.mask, None)
         result = with_more(kept.segmentation, more, kept.config, kept.colours)
@@ -229,6 +229,7 @@ class Run:
                 steps=steps,
                 seed=job.seed,
                 keep_samples=steps > 0,
+                affine=job.plane.affine,
                 progress=partial(self._report_slices, number, len(runs)),
             )
             self._keep(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+from nibabel.orientations import axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from PIL import Image
 from qtpy.QtCore import QPoint, Qt
@@ -21,11 +22,14 @@ from typer.testing import CliRunner
 from cdal_engine import targets
 from cdal_engine.cli import app
 from cdal_engine.errors import Cancelled
+from cdal_engine.instances import measure
+from cdal_engine.io.discovery import open_source
 from cdal_engine.model import Model
 from cdal_engine.samples import he_path, mri_path
-from cdal_engine.segmenter import Segmenter
+from cdal_engine.segmenter import Segmentation, Segmenter
 from napari_cdal.live import Options, live
 from napari_cdal.segment_widget import SegmentWidget
+from napari_cdal.volumes import Turn
 
 from .test_segment_widget import names, run, wait
 
@@ -256,13 +260,24 @@ def test_the_sliders_act_on_the_kept_map(
 
 
 @pytest.fixture
-def mri(viewer: Any, tiny_volume_model: Path) -> SegmentWidget:
-    """The widget over the MRI sample."""
+def volume_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The MRI sample with its voxels in another order."""
+    image = nib.load(mri_path())
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(getattr(request, "param", "RAS")))
+    image = nib.as_closest_canonical(image).as_reoriented(turn)
+    path = tmp_path / "turned.nii.gz"
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture
+def mri(viewer: Any, tiny_volume_model: Path, volume_path: Path) -> SegmentWidget:
+    """The widget over the volume."""
     from napari.layers import Layer
 
-    from napari_cdal.sample_data import mri as sample
+    from napari_cdal.sources import source_layers
 
-    ((data, arguments, kind),) = sample()
+    ((data, arguments, kind),) = source_layers(open_source(volume_path))
     viewer.add_layer(Layer.create(data, arguments, kind))
     widget = SegmentWidget(viewer, {"mri": tiny_volume_model})
     viewer.window.add_dock_widget(widget, name="Segment")
@@ -270,21 +285,62 @@ def mri(viewer: Any, tiny_volume_model: Path) -> SegmentWidget:
     return widget
 
 
+orders = pytest.mark.parametrize("volume_path", ["RAS", "LPS", "AIL", "SRP"], indirect=True)
+
+
+@orders
 def test_a_volume_gives_what_the_command_line_gives(
-    viewer: Any, mri: SegmentWidget, qtbot: Any, tiny_volume_model: Path, tmp_path: Path
+    viewer: Any,
+    mri: SegmentWidget,
+    qtbot: Any,
+    tiny_volume_model: Path,
+    volume_path: Path,
+    tmp_path: Path,
 ) -> None:
-    options = ("--save", "labels")
-    results = cdal_segment(mri_path(), tiny_volume_model, tmp_path, *options)
+    """Whatever the order and direction of its voxels: the model is shown them as in training."""
+    results = cdal_segment(volume_path, tiny_volume_model, tmp_path / "out", "--save", "labels")
     written = nib.load(results / "labels.nii.gz")
     assert mri.form.scope.value == "whole volume"
     status = run(mri, qtbot)
     labels = viewer.layers[-1]
-    np.testing.assert_array_equal(labels.data.T, np.asarray(written.dataobj))
+    own = np.argsort(viewer.layers[0].metadata["cdal_source"]["axes"])
+    np.testing.assert_array_equal(labels.data.transpose(own), np.asarray(written.dataobj))
     np.testing.assert_array_equal(labels.extent.world, viewer.layers[0].extent.world)
     assert "Anterior" in status
     assert not mri.form.threshold.enabled  # classes have none
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("flipped", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_turned_slice_comes_back_with_its_table(
+    swapped: bool, flipped: tuple[bool, bool]
+) -> None:
+    labels = np.zeros((30, 41), np.uint32)
+    labels[3:9, 5:20], labels[12:25, 30:33], labels[20:28, 1:4] = 1, 2, 3
+    probability = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
+    turn = Turn(0, False, flipped, swapped)
+    seen, shown = turn.onto_model(labels), turn.onto_model(probability)
+    box = slice(3, 9), slice(5, 20)
+    np.testing.assert_array_equal(seen[turn.box_onto_model(box, labels.shape)], 1)
+    maps = dict.fromkeys(("uncertainty", "deviation"), shown)
+    answer = Segmentation(
+        labels=seen,
+        probability=shown,
+        attention=None,
+        objects=measure(seen, shown),
+        mpp=None,
+        seconds=0.0,
+        samples=None,
+        **maps,
+    )
+    back = turn.onto_layer(answer)
+    np.testing.assert_array_equal(back.labels, labels)
+    np.testing.assert_array_equal(back.probability, probability)
+    for name, column in measure(labels, probability).items():
+        np.testing.assert_allclose(back.objects[name], column, rtol=1e-5, err_msg=name)
+
+
+@orders
 def test_a_slice_is_normalised_by_its_volume(viewer: Any, mri: SegmentWidget, qtbot: Any) -> None:
     run(mri, qtbot)
     volume = viewer.layers[-1].data
@@ -295,7 +351,8 @@ def test_a_slice_is_normalised_by_its_volume(viewer: Any, mri: SegmentWidget, qt
     run(mri, qtbot)
     labels = viewer.layers[-1]
     assert labels.data.shape == (1, *volume.shape[1:])
-    np.testing.assert_array_equal(labels.data[0], volume[3])
+    at = round(viewer.layers[0].world_to_data(viewer.dims.point)[0])
+    np.testing.assert_array_equal(labels.data[0], volume[at])
 
 
 def test_preferences_are_what_the_form_starts_with(

@@ -14,7 +14,7 @@ from ..errors import CdalError
 from .levels import Level
 from .source import Pixels, Source
 
-__all__ = ["needed", "volume_source", "write_placed_labels", "write_volume_labels"]
+__all__ = ["directions", "needed", "volume_source", "write_placed_labels", "write_volume_labels"]
 
 _SCANNER = 1  # NIfTI's code for coordinates of the scanner
 
@@ -36,6 +36,24 @@ def needed(name: str) -> ModuleType:
             f"volumes are read with {name}, which is not installed",
             "pip install 'napari-cdal[volumes]'",
         ) from None
+
+
+def directions(affine: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:
+    """Which way each axis of a volume runs.
+
+    Parameters
+    ----------
+    affine : ndarray
+        (4, 4), from voxel indices to millimetres right, anterior, superior.
+
+    Returns
+    -------
+    tuple of tuple of int
+        Of each axis which of right, anterior, superior (0, 1, 2) it comes nearest to, and whether
+        along it (1) or against it (-1).
+    """
+    orientations: Any = needed("nibabel.orientations")
+    return tuple((int(axis), int(way)) for axis, way in orientations.io_orientation(affine))
 
 
 def volume_source(
