@@ -64,13 +64,15 @@ def docked(tiny_model: Path) -> Callable[[Any], Any]:
 def tiny_volume_model(
     tmp_path_factory: pytest.TempPathFactory, tiny_network: NetworkConfig
 ) -> Path:
-    """Folder of a small model of two classes in MRI volumes, with random weights; T = 2."""
+    """Folder of a small model of two classes in MRI slices and their neighbours, random weights; T = 2."""
     import torch
 
     from cdal_engine.config import DiffusionConfig, ImageConfig, ModelConfig
     from cdal_engine.model import Model, Networks
 
-    image = ImageConfig(channels=1, mpp=None, normalisation="percentile", mean=(), std=())
+    image = ImageConfig(
+        channels=1, neighbours=1, mpp=None, normalisation="percentile", mean=(), std=()
+    )
     config = ModelConfig(
         target="classes",
         classes=("anterior", "posterior"),
