@@ -64,7 +64,7 @@ def docked(tiny_model: Path) -> Callable[[Any], Any]:
 def tiny_volume_model(
     tmp_path_factory: pytest.TempPathFactory, tiny_network: NetworkConfig
 ) -> Path:
-    """Folder of a small model of two classes in MRI slices and their neighbours, random weights; T = 2."""
+    """Folder of a small model of two classes in MRI slices, neighbours too; T = 2."""
     import torch
 
     from cdal_engine.config import DiffusionConfig, ImageConfig, ModelConfig
