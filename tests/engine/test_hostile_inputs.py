@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import tifffile
 import zarr
-from numcodecs import Zlib
+from numcodecs import LZ4, Blosc, GZip, Pickle, Zlib, Zstd
 from PIL import Image
+from zarr.codecs import (
+    BloscCodec,
+    Crc32cCodec,
+    GzipCodec,
+    ShardingCodec,
+    TransposeCodec,
+    ZstdCodec,
+)
 
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import find_sources, open_source
@@ -25,21 +37,25 @@ from cdal_engine.io.records import write_aside
 
 PIXELS = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
 MEGABYTE = 2**20
+GZIP = zlib.MAX_WBITS + 16
+Sides = tuple[int, int]
 READ = """
-import resource, sys
+import sys
 from pathlib import Path
 from cdal_engine.errors import CdalError
 from cdal_engine.io import nifti, tiff, zarr_images
 from cdal_engine.io.discovery import open_source
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # getrusage's may be that of the process that started this one
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+before = peak()
 try:
     source = open_source(Path(sys.argv[1]))
     source.read()
     end = "read"
 except CdalError as error:
     end = f"refused {error}"
-taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(taken // 1024, end)
+print((peak() - before) // 1024, end)
 """
 
 
@@ -59,9 +75,9 @@ def tiff_of(pages: int = 1, **more: int) -> bytes:
 
 
 @cache
-def zeros_packed() -> bytes:
+def zeros_packed(wbits: int = zlib.MAX_WBITS) -> bytes:
     """Half a gigabyte in half a megabyte."""
-    packer, piece = zlib.compressobj(), bytes(MEGABYTE)
+    packer, piece = zlib.compressobj(wbits=wbits), bytes(MEGABYTE)
     return b"".join(packer.compress(piece) for _ in range(512)) + packer.flush()
 
 
@@ -75,18 +91,87 @@ def piece(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def zarr_of(path: Path, shape: tuple[int, int], chunks: tuple[int, int]) -> zarr.Array:
-    group = zarr.open_group(path, mode="w", zarr_format=2)
+def described(group: zarr.Group, names: Sequence[str] = ("0",)) -> None:
+    """Say that the arrays of a group are the levels of an OME-Zarr image."""
     scale = {"type": "scale", "scale": [1, 1]}
-    datasets = [{"path": "0", "coordinateTransformations": [scale]}]
+    datasets = [{"path": name, "coordinateTransformations": [scale]} for name in names]
     axes = [{"name": name, "type": "space"} for name in "yx"]
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
-    return group.create_array("0", shape=shape, chunks=chunks, dtype="u1", compressors=Zlib())
 
 
-def zarr_bomb(path: Path) -> None:
-    zarr_of(path, (64, 64), (64, 64))[:] = 1
-    (path / "0" / "0.0").write_bytes(zeros_packed())
+def zarr_of(
+    path: Path, shape: Sides, chunks: Sides, dtype: str = "u1", levels: int = 1, **more: Any
+) -> zarr.Array:
+    """An OME-Zarr of zarr 2, packed by zlib, if not `zarr_format` says otherwise."""
+    more = {"zarr_format": 2, **more}
+    group = zarr.open_group(path, mode="w", zarr_format=more.pop("zarr_format"))
+    described(group, [str(level) for level in range(levels)])
+    arrays = [
+        group.create_array(
+            str(level),
+            shape=tuple(-(-n // 2**level) for n in shape),
+            chunks=chunks,
+            dtype=dtype,
+            **{"compressors": Zlib(), **more},
+        )
+        for level in range(levels)
+    ]
+    return arrays[0]
+
+
+def packed_bomb(path: Path, data: bytes, packer: Any, **more: Any) -> None:
+    """A chunk of 16 MB that unpacks to far more."""
+    side = (4096, 4096)
+    zarr_of(path, side, side, compressors=packer, **more)
+    place = path / "0" / ("c/0/0" if "zarr_format" in more else "0.0")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(data)
+
+
+def rle_zstd() -> bytes:
+    """8 GB in 256 KB: a frame of unknown size, of blocks that repeat one byte."""
+    block = (1 << 1 | 2**17 << 3).to_bytes(3, "little") + b"\0"
+    last = (1 | 1 << 1 | 2**17 << 3).to_bytes(3, "little") + b"\0"
+    return b"\x28\xb5\x2f\xfd\x00\x58" + block * (2**16 - 1) + last
+
+
+def shards_bomb(path: Path) -> None:
+    """A shard whose index has every chunk be the whole file."""
+    more = {"zarr_format": 3, "shards": (2048, 2048), "compressors": None}
+    zarr_of(path, (1000, 1000), (64, 64), **more)
+    entries, length = 32 * 32, 4 * MEGABYTE
+    index = struct.pack("<QQ", 0, length) * entries
+    data = bytes(length) + index + struct.pack("<I", google_crc32c.value(index))
+    (path / "0" / "c" / "0").mkdir(parents=True)
+    (path / "0" / "c" / "0" / "0").write_bytes(data)
+
+
+def nested_shards(path: Path) -> None:
+    inner = ShardingCodec(chunk_shape=(1, 1))
+    zarr_of(
+        path,
+        (2048, 2048),
+        (64, 64),
+        zarr_format=3,
+        shards=(2048, 2048),
+        serializer=inner,
+        compressors=None,
+    )
+
+
+def metadata_bomb(path: Path) -> None:
+    zarr_of(path, (64, 64), (64, 64))
+    attributes = json.loads((path / ".zattrs").read_text())
+    (path / ".zattrs").write_text(json.dumps(attributes | {"more": [[]] * 10**7}))
+
+
+def huge_pyramid(path: Path) -> None:
+    zarr_of(path, (10**6, 10**6), (16, 16), levels=2)
+
+
+def endless_pyramid(path: Path) -> None:
+    zarr_of(path, (64, 64), (64, 64))
+    described(zarr.open_group(path, mode="r+"), ["0"] * 10**4)
 
 
 BOMBS: dict[str, Callable[[Path], object]] = {
@@ -101,12 +186,30 @@ BOMBS: dict[str, Callable[[Path], object]] = {
         png_of(64, 64, b"", piece(b"zTXt", b"a\0\0" + zeros_packed()))
     ),
     "sides.zarr": lambda p: zarr_of(p, (10**6, 10**6), (1000, 1000)),
+    "tiny.zarr": lambda p: zarr_of(p, (10**4, 10**4), (1, 1)),
+    "huge-tiny.zarr": lambda p: zarr_of(p, (10**6, 10**6), (16, 16), levels=2),
+    "levels.zarr": endless_pyramid,
+    "metadata.zarr": metadata_bomb,
     "chunk.zarr": lambda p: zarr_of(p, (30000, 30000), (30000, 30000)),
-    "bomb.zarr": zarr_bomb,
+    "wide.zarr": lambda p: zarr_of(p, (15000, 15000), (15000, 15000), "f8"),
+    "zlib.zarr": lambda p: packed_bomb(p, zeros_packed(), Zlib()),
+    "gzip.zarr": lambda p: packed_bomb(p, zeros_packed(GZIP), GZip()),
+    "zstd.zarr": lambda p: packed_bomb(p, rle_zstd(), Zstd()),
+    "blosc.zarr": lambda p: packed_bomb(p, Blosc().encode(np.zeros(2**29, "u1")), Blosc()),
+    "lz4.zarr": lambda p: packed_bomb(p, LZ4().encode(np.zeros(2**29, "u1")), LZ4()),
+    "zstd3.zarr": lambda p: packed_bomb(p, rle_zstd(), ZstdCodec(), zarr_format=3),
+    "twice.zarr": lambda p: packed_bomb(
+        p, gzip.compress(zeros_packed(GZIP)), (GzipCodec(), GzipCodec()), zarr_format=3
+    ),
+    "shards.zarr": shards_bomb,
+    "sharded-tiny.zarr": lambda p: zarr_of(
+        p, (10**4, 10**4), (1, 1), zarr_format=3, shards=(10**4, 10**4), compressors=None
+    ),
+    "nested.zarr": nested_shards,
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory in KiB is Linux'")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_takes_no_memory(name: str, tmp_path: Path) -> None:
     """A real process: at most 128 MB beyond what reading takes anyway."""
@@ -132,6 +235,53 @@ def test_links_and_dots_lead_nowhere(tmp_path: Path) -> None:
     found = find_sources(inside, on_skip=skipped.append)
     assert [path.name for path in found] == ["mine.png", "same.png"]
     assert {e.path.name for e in skipped if e.path} == {"out.png", "dots.png", "folder"}
+
+
+PICKLED = b"cos\nmkdir\n(V%s\ntR."
+
+
+@pytest.mark.parametrize("place", ["filters", "compressor"])
+def test_a_zarr_runs_no_code(place: str, tmp_path: Path) -> None:
+    """zarr 2 knows a codec that unpickles."""
+    zarr_of(tmp_path / "a.zarr", (64, 64), (64, 64))[:] = 1
+    file = tmp_path / "a.zarr" / "0" / ".zarray"
+    pickle = Pickle().get_config()
+    changed = {"filters": [pickle], "compressor": None} if place == "filters" else {place: pickle}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    (tmp_path / "a.zarr" / "0" / "0.0").write_bytes(PICKLED % bytes(tmp_path / "made"))
+    with pytest.raises(CdalError):
+        open_source(tmp_path / "a.zarr").read()
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"compressors": None},
+        *({"compressors": packer} for packer in (Blosc(), GZip(), LZ4(), Zlib(), Zstd())),
+        {"zarr_format": 3, "compressors": None},
+        {"zarr_format": 3, "compressors": (BloscCodec(), Crc32cCodec())},
+        {"zarr_format": 3, "compressors": GzipCodec()},
+        {"zarr_format": 3, "filters": TransposeCodec(order=(1, 0)), "compressors": ZstdCodec()},
+        {"zarr_format": 3, "compressors": ZstdCodec(), "shards": (128, 256)},
+    ],
+    ids=str,
+)
+def test_sound_zarrs_are_read(more: dict[str, Any], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2**16, (300, 500), np.uint16)
+    zarr_of(tmp_path / "a.zarr", (300, 500), (32, 64), "<u2", **more)[:] = pixels
+    source = open_source(tmp_path / "a.zarr")
+    assert np.array_equal(source.read(), pixels)
+    assert np.array_equal(source.read(0, (slice(30, 170), slice(3, 4))), pixels[30:170, 3:4])
+    assert np.array_equal(source.level_array()[::7, 5:9].compute(), pixels[::7, 5:9])
+
+
+def test_large_chunks_are_read_one_by_one(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2**8, (5000, 6001), np.uint8)
+    zarr_of(tmp_path / "a.zarr", pixels.shape, (4096, 4096))[:] = pixels
+    source = open_source(tmp_path / "a.zarr")
+    box = (slice(4000, 4200), slice(10, 6001))
+    assert np.array_equal(source.read(0, box), pixels[box])
 
 
 def test_a_zarr_reads_nothing_outside_of_itself(tmp_path: Path) -> None:

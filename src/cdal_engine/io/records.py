@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_aside(path: Path, content: bytes) -> None:
-    """Write a file whole: aside first, then renamed."""
-    # Of a name of its own: several processes may write summary.csv.
+    """Write a file whole: aside first, then renamed; by one process at a time."""
+    # Of a name of its own: two processes whose lock failed must not write into one.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.unlink(missing_ok=True)
+        for left in path.parent.glob(f".{escape(path.name)}.[0-9]*.tmp"):  # of killed runs
+            left.unlink(missing_ok=True)
         with aside.open("xb") as file:  # never through a link that somebody put there
             file.write(content)
         os.replace(aside, path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+import os
+from collections.abc import Iterator
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,18 @@ import zarr
 from numpy.typing import NDArray
 
 from ..errors import CdalError
+from ..tiling import seen_from
 from .levels import Level, belongs
 from .source import Box, Source, believed, decoding
+from .zarr_arrays import largest_file, open_array
 
 __all__ = ["open_zarr"]
 
 _MICROMETRES = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4}
-_LARGEST_CHUNK = 256e6  # values; unpacked whole, whatever part is read
-_SLACK = 2**16  # bytes that a compressed chunk may have beyond an uncompressed one
+_METADATA = {"zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata"}
+_LARGEST_METADATA = 2**22  # bytes; a hundred times as many once read
+_MOST_LEVELS = 32
+_AT_ONCE = 2**23  # bytes; zarr unpacks smaller chunks side by side
 _RGB = ("FF0000", "00FF00", "0000FF")
 
 
@@ -32,6 +38,7 @@ def open_zarr(path: Path) -> Source:
         If it is no OME-Zarr image, holds several or a stack, or is damaged.
     """
     with decoding(path):
+        _check_metadata(path)
         try:
             group = zarr.open_group(path, mode="r")
         except (FileNotFoundError, ValueError) as error:
@@ -39,7 +46,7 @@ def open_zarr(path: Path) -> Source:
                 f"is no OME-Zarr image: {error}", "give the folder that holds `multiscales`"
             ) from None
         inner, metadata = _image(group)
-        return _source(path, group, inner, metadata)
+        return _source(path, inner, metadata)
 
 
 def _image(group: zarr.Group) -> tuple[str, dict[str, Any]]:
@@ -68,12 +75,15 @@ def _metadata(group: Any) -> dict[str, Any]:
     return dict(attributes.get("ome", attributes))
 
 
-def _source(path: Path, group: zarr.Group, inner: str, metadata: dict[str, Any]) -> Source:
+def _source(path: Path, inner: str, metadata: dict[str, Any]) -> Source:
     multiscale = metadata["multiscales"][0]
+    if len(multiscale["datasets"]) > _MOST_LEVELS:
+        raise CdalError(f"claims {len(multiscale['datasets'])} levels", "correct its metadata")
     names = [f"{inner}/{d['path']}" if inner else str(d["path"]) for d in multiscale["datasets"]]
     if any(".." in name.split("/") for name in names):
         raise CdalError("its levels lie outside of the folder", "correct its metadata")
-    arrays: list[Any] = [group[name] for name in names]
+    # Not by the group, which may describe them otherwise than they do.
+    arrays: list[Any] = [open_array(path / name) for name in names]
     for name, array in zip(names, arrays, strict=True):
         _check_files(path, path / name, array)
     axes = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
@@ -91,8 +101,6 @@ def _source(path: Path, group: zarr.Group, inner: str, metadata: dict[str, Any])
             coarse = None if mpp is None else mpp * sum(step) / 2
             levels.append(Level(shape, step, coarse))
             kept.append(name)
-        if math.prod(array.chunks) > _LARGEST_CHUNK:
-            raise CdalError(f"a chunk of it has the shape {array.chunks}", "save smaller chunks")
     version = metadata.get("version") or multiscale.get("version", "unknown")
     return Source(
         path=path,
@@ -106,10 +114,21 @@ def _source(path: Path, group: zarr.Group, inner: str, metadata: dict[str, Any])
     )
 
 
+def _check_metadata(path: Path) -> None:
+    """Refuse metadata too large to be any, before they are read."""
+    for parent, _, names in os.walk(path):
+        for name in _METADATA.intersection(names):
+            if (Path(parent) / name).stat().st_size > _LARGEST_METADATA:
+                raise CdalError(
+                    f"its metadata take more than {_LARGEST_METADATA >> 20} MB",
+                    "save it again",
+                    Path(parent) / name,
+                )
+
+
 def _check_files(path: Path, folder: Path, array: Any) -> None:
-    """Refuse links out of the store, and chunks that would unpack to more than they should."""
-    root = path.resolve()
-    most = math.prod(array.shards or array.chunks) * array.dtype.itemsize * 9 // 8 + _SLACK
+    """Refuse links out of the store, and files larger than a chunk can be."""
+    root, most = path.resolve(), largest_file(array)
     for file in (folder, *folder.rglob("*")):
         if not file.resolve().is_relative_to(root):
             raise CdalError("holds a link that leads out of it", "copy what it leads to", file)
@@ -164,17 +183,28 @@ class _ZarrPixels:
 
     def __init__(self, path: Path, names: list[str], order: str, dtype: Any) -> None:
         self.dtype: np.dtype[np.generic] = np.dtype(dtype)
-        self._arrays = partial(_array, path)
-        self._names, self._order = names, order
+        self._path, self._names, self._order = path, names, order
 
     def tile(self, level: int) -> tuple[int, ...]:
-        array = self._arrays(self._names[level])
-        pieces = array.shards or array.chunks
-        return pieces[self._order.index("y")], pieces[self._order.index("x")]
+        return self._tile(open_array(self._path / self._names[level]))
+
+    def _tile(self, array: Any) -> tuple[int, ...]:
+        return tuple(array.chunks[self._order.index(axis)] for axis in "yx")
 
     def read(self, level: int, box: Box) -> NDArray[np.generic]:
+        array = open_array(self._path / self._names[level])
+        if math.prod(array.chunks) * array.dtype.itemsize <= _AT_ONCE:
+            return self._part(array, box)
+        out = np.empty(0)
+        for piece in _pieces(box, self._tile(array)):
+            part = self._part(array, piece)
+            if not out.size:
+                out = np.empty((*(s.stop - s.start for s in box), *part.shape[2:]), part.dtype)
+            out[seen_from(tuple(s.start for s in box), piece)] = part
+        return out
+
+    def _part(self, array: Any, box: Box) -> NDArray[np.generic]:
         part = dict(zip("yx", box, strict=True)) | {"c": slice(None)}
-        array = self._arrays(self._names[level])
         pixels = np.asarray(array[tuple(part.get(axis, 0) for axis in self._order)])
         axes = [axis for axis in self._order if axis in part]
         order = [axes.index(axis) for axis in "yxc" if axis in axes]
@@ -182,5 +212,11 @@ class _ZarrPixels:
         return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 
-def _array(path: Path, name: str) -> Any:
-    return zarr.open_array(path / name, mode="r")
+def _pieces(box: Box, tile: tuple[int, ...]) -> Iterator[Box]:
+    """Parts of a box, each in one chunk."""
+    edges = [
+        [s.start, *range((s.start // n + 1) * n, s.stop, n), s.stop]
+        for s, n in zip(box, tile, strict=True)
+    ]
+    for piece in product(*(pairwise(each) for each in edges)):
+        yield tuple(slice(*ends) for ends in piece)
