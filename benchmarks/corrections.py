@@ -62,26 +62,30 @@ def scores(found: NDArray, truth: NDArray) -> dict[str, float]:
     }
 
 
-def corrected(labels: NDArray, truth: NDArray, label: int, free: int) -> tuple[NDArray, int]:
-    """What a perfect corrector does with an object: the true ones that mostly lie in it."""
+def corrected(labels: NDArray, truth: NDArray, label: int, first: int) -> NDArray:
+    """What a perfect corrector makes of an object: the nuclei that it shows, or nothing.
+
+    Those are the true ones that mostly lie in it or that it mostly lies in, so parts of one are
+    merged and several are split. True nucleus n is drawn as `first` + n, over background only.
+    """
     result, here = labels.copy(), labels == label
     result[here] = 0
-    ids, inside = np.unique(truth[here], return_counts=True)
-    for each, pixels in zip(ids, inside, strict=True):
-        true = truth == each
-        if each and 2 * pixels > true.sum():
-            result[true & (result == 0)] = free
-            free += 1
-    return result, free
+    ids, shared = np.unique(truth[here], return_counts=True)
+    for each, pixels in zip(ids[ids > 0], shared[ids > 0], strict=True):
+        true, number = truth == each, first + int(each)
+        shown = 2 * pixels > min(true.sum(), here.sum())
+        if shown or (result == number).any():  # the second: what was drawn gets what it lacked
+            result[true & (result == 0)] = number
+    return result
 
 
 def by_objects(part: Part, order: NDArray) -> list[dict[str, float]]:
     """Scores of the labels after each tenth of the objects was reviewed."""
-    labels, free = part.labels, int(part.labels.max()) + 1
+    labels, first = part.labels.astype(np.int64), int(part.labels.max()) + 1
     rows, ends = [scores(labels, part.truth)], np.linspace(0, len(order), 11).round().astype(int)
     for start, end in pairwise(ends):
         for row in order[start:end]:
-            labels, free = corrected(labels, part.truth, int(part.objects["label"][row]), free)
+            labels = corrected(labels, part.truth, int(part.objects["label"][row]), first)
         rows.append(scores(labels, part.truth))
     return rows
 
