@@ -19,17 +19,18 @@ import napari
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from screenshot import run, wait
 
 from cdal_engine import metrics
-from cdal_engine.io.results import write_plane
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 from cdal_engine.training.dataset import find_pairs, read_pair
 from cdal_engine.weights import available
+from napari_cdal.review import Review
 from napari_cdal.review_widget import ReviewWidget
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).resolve().parent / "images"
 STEM, MPP = "TCGA-50-5931-01Z-00-DX1", 0.25
 LOW, HIGH = slice(0, 500), slice(500, 1000)
 REVIEWED, UNSEEN = ((LOW, LOW), (LOW, HIGH), (HIGH, LOW)), (HIGH, HIGH)
@@ -37,12 +38,14 @@ REVIEWED, UNSEEN = ((LOW, LOW), (LOW, HIGH), (HIGH, LOW)), (HIGH, HIGH)
 
 def save(viewer: napari.Viewer, name: str) -> None:
     wait(1.5)
-    viewer.screenshot(str(IMAGES / f"{name}.png"), canvas_only=False, flash=False)
+    window = viewer.screenshot(canvas_only=False, flash=False)
+    Image.fromarray(window).convert("RGB").save(IMAGES / f"{name}.jpg", quality=85)
 
 
-def segmented(viewer: napari.Viewer, path: Path) -> None:
+def segmented(viewer: napari.Viewer, pixels: NDArray) -> None:
     """The image as the shipped model sees it, and rectangles for the regions to review."""
-    viewer.open(str(path), plugin="napari-cdal")
+    place = {"scale": (MPP, MPP), "units": ("micrometer", "micrometer")}
+    viewer.add_image(pixels, name=STEM, rgb=True, **place)
     _, widget = viewer.window.add_plugin_dock_widget("napari-cdal", "Segment")
     wait(1)
     for name in ("probability", "uncertainty", "attention"):
@@ -50,15 +53,18 @@ def segmented(viewer: napari.Viewer, path: Path) -> None:
     run(widget)
     save(viewer, "review-segmented")
     viewer.window.remove_dock_widget(widget.native)
-    image = viewer.layers[0]
     boxes = [
         [[y.start, x.start], [y.start, x.stop - 1], [y.stop - 1, x.stop - 1], [y.stop - 1, x.start]]
         for y, x in REVIEWED
     ]
-    regions = viewer.add_shapes(
-        boxes, name="regions", face_color="transparent", scale=image.scale, units=image.units
-    )
+    regions = viewer.add_shapes(boxes, name="regions", **place)
     regions.visible = False
+
+
+def in_the_middle(review: Review) -> bool:
+    """Whether the object under review has tissue all around it."""
+    middle = np.argwhere(review.layer.data == review.current).mean(axis=0)
+    return bool((np.abs(middle - 250) < 120).all())
 
 
 def review(viewer: napari.Viewer, widget: ReviewWidget, truth: NDArray, pictures: bool) -> None:
@@ -67,6 +73,9 @@ def review(viewer: napari.Viewer, widget: ReviewWidget, truth: NDArray, pictures
     widget.open_button.native.click()
     assert widget.review is not None, widget.status.value
     if pictures:
+        widget.actions["next"].native.click()
+        while not in_the_middle(widget.review):
+            widget.actions["next"].native.click()
         save(viewer, "review-object")
         for name in ("accept", "delete", "accept", "accept", "delete"):
             widget.actions[name].native.click()
@@ -108,7 +117,7 @@ def compared(image: NDArray, truth: NDArray, models: dict[str, Path]) -> None:
         pq = metrics.panoptic_quality(found, truth[UNSEEN])["pq"]
         scores = "" if name == "true" else f": Dice {dice:.3f}, PQ {pq:.3f}"
         panel.set(title=f"{name}{scores}", xticks=[], yticks=[])
-    figure.savefig(IMAGES / "review-better.png", dpi=90)
+    figure.savefig(IMAGES / "review-better.jpg", dpi=90)
 
 
 def main() -> None:
@@ -116,15 +125,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=int, default=8)
     options = parser.parse_args()
-    work = Path(tempfile.mkdtemp())
-    os.environ["CDAL_MODELS"] = str(work / "models")  # the new model is of nobody
-    (pair,) = (pair for pair in find_pairs(options.data) if pair.stem == STEM)
+    data, work = options.data.resolve(), Path(tempfile.mkdtemp())
+    os.chdir(work)
+    os.environ["CDAL_MODELS"] = "models"  # the new model is of nobody, and its path short
+    (pair,) = (pair for pair in find_pairs(data) if pair.stem == STEM)
     image, truth, _ = read_pair(pair, Model.load(available()["nuclei-he"]).config, MPP)
-    path = work / "liver.tif"
-    write_plane(path, image, MPP, rgb=True)
     viewer = napari.Viewer()
     viewer.window.resize(1500, 920)
-    segmented(viewer, path)
+    segmented(viewer, image)
     _, widget = viewer.window.add_plugin_dock_widget("napari-cdal", "Review")
     wait(1)
     for number in range(len(REVIEWED)):
