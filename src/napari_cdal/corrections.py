@@ -28,10 +28,13 @@ from .results_folder import pyramid
 if TYPE_CHECKING:
     import napari
 
+    from cdal_engine.corrections.export import Colours
+
 __all__ = [
     "answer_of",
     "box_of",
     "check_reviewable",
+    "colours_of",
     "columns_of",
     "copy_folder",
     "corrected_layer",
@@ -251,6 +254,14 @@ def picture_of(viewer: napari.viewer.Viewer, layer: Labels, box: Box) -> NDArray
     matrix = np.array([[scale[1], 0, shift[1]], [0, scale[0], shift[0]]])
     edge = cv2.BORDER_REPLICATE
     return np.asarray(cv2.warpAffine(pixels, matrix, size[::-1], flags=way, borderMode=edge))
+
+
+def colours_of(viewer: napari.viewer.Viewer, layer: Labels) -> Colours | None:
+    """What `picture_of` gives for any box, if the image is there and in colours of 8 bits."""
+    image = _image_of(viewer, layer)
+    if image is None or not image.rgb or full_resolution(image).dtype != np.uint8:
+        return None
+    return lambda box: np.asarray(picture_of(viewer, layer, box), np.uint8)
 
 
 def _image_of(viewer: napari.viewer.Viewer, layer: Labels) -> Image | None:

@@ -21,6 +21,7 @@ from .corrections import (
     answer_of,
     box_of,
     check_reviewable,
+    colours_of,
     copy_folder,
     corrected_layer,
     corrected_name,
@@ -36,6 +37,8 @@ from .status import as_status, sentence
 
 if TYPE_CHECKING:
     import napari
+
+    from cdal_engine.corrections.export import Colours
 
 __all__ = ["ACTIONS", "ReviewWidget"]
 
@@ -313,11 +316,12 @@ class ReviewWidget(Container[Widget]):
 
     def export(self, folder: Path) -> None:
         """Write table, outlines and labels into `folder`, in another thread."""
-        if self.copy is None:
+        if self.copy is None or self._source is None:
             return
         self.export_button.enabled = False
         self._say("Exporting…")
-        worker = create_worker(_exported, self.copy, folder, _start_thread=False)
+        colours = colours_of(self._viewer, self._source)
+        worker = create_worker(_exported, self.copy, folder, colours, _start_thread=False)
         worker.finished.connect(self._show)
         worker.returned.connect(self._say)
         worker.start()
@@ -347,12 +351,12 @@ class ReviewWidget(Container[Widget]):
             copy.close()
 
 
-def _exported(copy: CorrectedCopy, folder: Path) -> str:
+def _exported(copy: CorrectedCopy, folder: Path, colours: Colours | None) -> str:
     """Export, and say how it ended."""
     from cdal_engine.corrections.export import export
 
     try:
-        export(copy, folder)
+        export(copy, folder, colours)
     except CdalError as error:
         return str(error)
     return f"Exported into {folder}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import zarr
 from npe2 import PluginManifest
 from skimage.draw import disk
 
+from cdal_engine.batch.lock import LOCK
 from cdal_engine.corrections.answer import of_results
 from cdal_engine.corrections.corrected import CorrectedCopy
 from cdal_engine.instances import measure
@@ -29,6 +31,7 @@ from napari_cdal.corrections import picture_of
 from napari_cdal.review_widget import ReviewWidget
 
 from .test_manifest import MANIFEST
+from .test_review import click, press
 
 pytestmark = pytest.mark.gui
 
@@ -245,6 +248,88 @@ def test_killed_napari_loses_nothing_that_was_kept(viewer: Any, results: Path) -
     widget.close_button.native.click()
 
 
+def test_an_object_across_two_regions_stays_one(
+    npe2pm: Any, make_napari_viewer: Callable[..., Any], qtbot: Any, results: Path
+) -> None:
+    """By keys and clicks: what is done to it in either region is done to all of it."""
+    npe2pm.register(PluginManifest.from_file(MANIFEST))
+    viewer = make_napari_viewer(show=True)
+    layers = viewer.open(str(results), plugin="napari-cdal")
+    source = next(layer for layer in layers if layer.name.startswith("labels: "))
+    before = np.asarray(source.data[0])
+    gone, kept, merged = 43, 45, 17  # all lie on both sides of column 468
+    for label in (gone, kept, merged):
+        assert (before[:, :468] == label).any()
+        assert (before[:, 468:] == label).any()
+    corners = [[[0, 268], [479, 467]], [[0, 468], [479, 639]]]
+    place = {"scale": source.scale, "translate": source.translate, "units": source.units}
+    boxes = [[[y, x], [y, x1], [y1, x1], [y1, x]] for (y, x), (y1, x1) in corners]
+    shapes = viewer.add_shapes(boxes, shape_type="rectangle", name="halves", **place)
+    shapes.visible = False
+    widget = ReviewWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Review")
+    widget.scope.value = shapes
+
+    widget.open_button.native.click()
+    review = widget.review
+    assert review is not None, widget.status.value
+    assert review.box == (slice(0, 480), slice(268, 468))
+    review.select(gone)
+    press(viewer, qtbot, "D")
+    review.select(kept)
+    press(viewer, qtbot, "A")
+    widget.reviewed_button.native.click()
+    after = corrected(results)
+    assert gone not in after  # nor on the other side, which was not open
+    np.testing.assert_array_equal(after == kept, before == kept)
+
+    widget.open_button.native.click()
+    review = widget.review
+    assert review is not None, widget.status.value
+    assert review.box == (slice(0, 480), slice(468, 640))
+    assert gone not in review.queue
+    assert review.is_reviewed(kept)
+    review.select(kept)
+    viewer.scene.camera.zoom = 5 / source.scale[-1]  # so near that a click hits a pixel
+    qtbot.wait(50)
+    press(viewer, qtbot, "G")
+    places = np.argwhere(review.layer.data == merged)
+    click(viewer, qtbot, widget, *places[len(places) // 2])
+    widget.reviewed_button.native.click()
+    after = corrected(results)
+    np.testing.assert_array_equal(after == kept, np.isin(before, (kept, merged)))
+    record = json.loads((results / "corrected" / "corrections.json").read_text())
+    done = {label: each["action"] for label, each in record["objects"].items()}
+    assert done == {str(gone): "deleted", str(kept): "merged", str(merged): "merged"}
+
+
+def test_a_damaged_version_brings_back_the_one_before(
+    viewer: Any, qtbot: Any, results: Path
+) -> None:
+    widget, _ = docked(viewer, results)
+    review = widget.review
+    assert review is not None
+    first, second = review.queue[:2]
+    for number in (1, 2):
+        review.delete()
+        review.keep()
+        qtbot.waitUntil(lambda n=number: n in review.copy.versions.numbers, timeout=PATIENCE)
+    left = results.parent / "left"  # as a killed program leaves it
+    shutil.copytree(results / "corrected", left, ignore=shutil.ignore_patterns(LOCK))
+    viewer.window.remove_dock_widget(widget.native)
+    shutil.rmtree(results / "corrected")
+    newest = sorted((left / "versions").glob("*.tif"))[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    left.rename(results / "corrected")
+    viewer.layers.clear()
+    again, _ = docked(viewer, results)
+    assert "were recovered" in again.status.value
+    after = corrected(results)
+    assert first not in after
+    assert second in after
+    again.close_button.native.click()
+
+
 def test_export_says_what_was_corrected(viewer: Any, qtbot: Any, results: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -266,6 +351,13 @@ def test_export_says_what_was_corrected(viewer: Any, qtbot: Any, results: Path) 
     was = before["label"].index(accepted)
     for name in ("x", "y", "area_px", "score", "agreement", "eccentricity", "area_um2"):
         np.testing.assert_allclose(table[name][at], before[name][was], rtol=1e-5, err_msg=name)
+    after = corrected(results)
+    level = np.asarray(viewer.layers[0].data[1])  # whose pixels are as large as the labels'
+    coloured = measure(after, np.ones(after.shape, np.float32), level)
+    rows = [table["label"].index(label) for label in coloured["label"]]
+    for name in ("red", "green", "blue", "haematoxylin"):
+        exported = np.array(table[name])[rows]
+        np.testing.assert_allclose(exported, coloured[name], rtol=1e-5, err_msg=name)
     outlines = json.loads((out / "objects.geojson").read_text())["features"]
     assert len(outlines) == len(table["label"])
     assert of_results(results).facts["model"] == "tiny"

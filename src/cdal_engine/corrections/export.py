@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,34 @@ from ..io.tables import TableWriter, object_table
 from ..tiling import Box
 from .corrected import RECORD, CorrectedCopy
 
-__all__ = ["export", "pieces", "training_folder"]
+__all__ = ["Colours", "export", "pieces", "training_folder"]
 
+Colours = Callable[[Box], NDArray[np.uint8]]
 _TILE = 2048  # pixels of the grid that are measured at once
 _PIECE = 512  # pixels of the largest training image
 _OTHER_SHAPE = ("drawn", "redrawn", "merged", "split")  # no score of the model's is of it
 _NAMES = ("objects.parquet", "objects.csv", "objects.geojson", RECORD)
 
 
-def export(copy: CorrectedCopy, folder: Path) -> None:
+def export(copy: CorrectedCopy, folder: Path, colours: Colours | None = None) -> None:
     """Write objects.parquet and .csv, objects.geojson, the labels and corrections.json.
 
-    The table has the columns of `cdal batch` but those of colour, and `corrected`, what a person
-    did to the object. What a person drew has neither score nor agreement.
+    The table has the columns of `cdal batch`, and `corrected`, what a person did to the object.
+    What a person drew has neither score nor agreement.
+
+    Parameters
+    ----------
+    copy : CorrectedCopy
+    folder : Path
+    colours : callable, optional
+        Gives the image's (h, w, 3) uint8 pixels on the grid of the labels, of a box of it; without
+        it the table lacks the columns of colour.
 
     Raises
     ------
     CdalError
-        If one of these files is there already, or the disk does not take them.
+        If one of these files is there already, the image cannot be read, or the disk does not take
+        them.
     """
     names = [*_NAMES, copy.labels_path.name]
     present = [name for name in names if (folder / name).exists()]
@@ -63,7 +73,7 @@ def export(copy: CorrectedCopy, folder: Path) -> None:
                 tuple(record["corner"]),
             )
             with TableWriter(aside) as table, outlines:
-                for labels, objects, corner in _measured(copy):
+                for labels, objects, corner in _measured(copy, colours):
                     outlines.add(labels, objects, corner)
                     table.add(_table(copy, objects))
             source = copy.labels_path
@@ -88,7 +98,7 @@ def _table(copy: CorrectedCopy, objects: dict[str, NDArray[Any]]) -> pa.Table:
 
 
 def _measured(
-    copy: CorrectedCopy,
+    copy: CorrectedCopy, colours: Colours | None
 ) -> Iterator[tuple[NDArray[np.uint32], dict[str, NDArray[Any]], tuple[int, int]]]:
     """Objects a tile at a time, each whole in a window of labels that starts at a corner."""
     rows = pq.read_table(copy.folder / "answer.parquet").to_pydict()
@@ -100,7 +110,9 @@ def _measured(
     for owned, window in _windows(labels, copy.next_label):
         patch = labels[window]
         patch = np.where(owned[patch], patch, np.uint32(0))
-        objects = measure(patch, np.full(patch.shape, np.nan, np.float32))
+        objects = measure(
+            patch, np.full(patch.shape, np.nan, np.float32), colours and colours(window)
+        )
         corner = (window[0].start, window[1].start)
         for axis, at in zip("yx", corner, strict=True):
             for name in (axis, f"{axis}0", f"{axis}1"):
@@ -113,8 +125,8 @@ def _measured(
         empty = False
         yield patch, objects, corner
     if empty:
-        nothing = np.zeros((1, 1), np.uint32)
-        objects = measure(nothing, nothing.astype(np.float32))
+        nothing, image = np.zeros((1, 1), np.uint32), np.zeros((1, 1, 3), np.uint8)
+        objects = measure(nothing, nothing.astype(np.float32), colours and image)
         columns = {"class": np.array([], np.str_), "agreement": np.array([], np.float32)}
         yield nothing, objects | columns, (0, 0)
 
