@@ -54,8 +54,8 @@ class NcsnppConfig(BaseModel):
     n_mlp: Annotated[int, Field(ge=0, le=64)]
 
     num_timesteps: Annotated[int, Field(ge=1, le=16)]  # T, as `DiffusionConfig.steps`
-    beta_min: Annotated[float, Field(gt=0)]
-    beta_max: Annotated[float, Field(gt=0, le=100)]
+    beta_min: float  # both checked as `DiffusionConfig`, which a model has beside this
+    beta_max: float
 
     ngf: Positive  # width of the discriminators
     t_emb_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=2)]  # of the discriminators
@@ -76,8 +76,6 @@ class NcsnppConfig(BaseModel):
 
     @model_validator(mode="after")
     def _buildable(self) -> Self:
-        if self.beta_min >= self.beta_max:
-            raise ValueError(f"beta_min {self.beta_min:g} is not below beta_max {self.beta_max:g}")
         if self.image_size % self.stride:
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of the total stride {self.stride}"

@@ -77,7 +77,7 @@ def with_more(
         return None if first is None or second is None else first + share * (second - first)
 
     mean = pooled(kept.mean, more.mean)
-    ours, theirs = _any_object(kept.mean), _any_object(more.mean)
+    ours, theirs = (targets.foreground(m, config).sum(axis=0) for m in (kept.mean, more.mean))
     # The variance of all is the mean variance and the variance of the means.
     variance = pooled(kept.deviation**2, more.deviation**2)
     variance += share * (1 - share) * (ours - theirs) ** 2
@@ -95,7 +95,3 @@ def with_more(
         seconds=kept.seconds + more.seconds,
     )
     return decoded(joined, config, colours)
-
-
-def _any_object(mean: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(mean[0] if len(mean) == 1 else 1 - mean[0])

@@ -142,6 +142,36 @@ def test_images_without_objects_have_undefined_scores(cdal: Callable, data: Path
     assert cdal("evaluate", data, "-o", "absent/scores.json").code == 2
 
 
+@pytest.mark.parametrize("part", ["images/case1.png", "labels/case1.tif"])
+def test_one_damaged_file_does_not_cost_an_evaluation(
+    cdal: Callable, data: Path, tiny_model: Path, part: str
+) -> None:
+    command = ("evaluate", data, "--model", tiny_model, "--samples", 2, "--device", "cpu")
+    assert cdal(*command, "-o", "whole.json").code == 0
+    damaged = data / part
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    ended = cdal(*command, "-o", "scores.json")
+    assert ended.code == 1, ended
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("left out:")]
+    assert damaged.name in line
+    whole, report = (json.loads(Path(f"{n}.json").read_text()) for n in ("whole", "scores"))
+    assert (len(report["left_out"]), whole["left_out"]) == (1, [])
+    for answer in ("sampled", "supervised"):
+        left = {stem: whole[answer]["images"][stem] for stem in ("case0", "case2")}
+        assert report[answer]["images"] == left
+        dice = np.mean([scores["dice"] for scores in left.values()])
+        assert report[answer]["mean"]["dice"] == pytest.approx(dice)
+
+
+def test_an_evaluation_of_nothing_is_an_error(cdal: Callable, data: Path, tiny_model: Path) -> None:
+    for path in (data / "images").iterdir():
+        path.write_bytes(b"no picture")
+    ended = cdal("evaluate", data, "--model", tiny_model, "-o", "scores.json")
+    assert ended.code == 2
+    assert "no image can be scored (3 tried), the first:" in ended.err
+    assert not Path("scores.json").exists()
+
+
 def test_interrupted_training_goes_on(data: Path) -> None:
     """A real process and a real Ctrl-C: it saves, and --resume goes on from there."""
     code = "from cdal_engine.cli import main; main()"

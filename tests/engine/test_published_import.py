@@ -141,7 +141,7 @@ HARMS: dict[str, tuple[Callable[[dict[str, Path]], Any], str]] = {
     "weights absent": (lambda f: f["generator"].unlink(), "cannot read"),
     "cut short": (
         lambda f: f["generator"].write_bytes(f["generator"].read_bytes()[:9999]),
-        "cannot read the weights",
+        "cut short",
     ),
 }
 

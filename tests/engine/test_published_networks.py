@@ -232,8 +232,14 @@ def test_files_of_anything_but_weights_are_refused(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 0x40  # torch itself does not notice
     path.write_bytes(content)
     assert "checksum" in error_of(lambda: read_published(path))
-    torch.save({"epoch": 3}, path)
-    assert "more than tensors" in error_of(lambda: read_published(path))
+    for length in (10, 200, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert "cut short" in error_of(lambda: read_published(path))
+    for whole in ({"epoch": 3}, {"state_dict": {"module.a": torch.ones(3)}}):
+        torch.save(whole, path)
+        message = error_of(lambda: read_published(path))
+        assert "more than tensors" in message
+        assert "save the state dict alone" in message
 
 
 def test_the_image_is_encoded_once_for_all_steps_and_samples() -> None:

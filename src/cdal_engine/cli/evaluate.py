@@ -1,18 +1,20 @@
 """cdal evaluate: every metric on a folder of images and labels."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from ..errors import CdalError
 from . import options
-from .progress import bars
+from .progress import Bars, bars, console
 from .scoring import as_json, held_out
 from .threads import use_available_processors
 
 if TYPE_CHECKING:
+    from ..segmenter import Segmenter
     from ..training.dataset import Pair
+    from ..training.validation import Evaluation
 
 Means = dict[str, dict[str, float]]  # of each answer, each metric
 
@@ -41,57 +43,97 @@ def evaluate(
     tile_mode: options.TileMode = "overlap",
     mpp: options.Mpp = None,
 ) -> None:
-    """Score a model on labelled images, beside its own deterministic answer if it has one."""
+    """Score a model on labelled images, beside its own deterministic answer if it has one.
+
+    An image that cannot be scored is named and left out; the exit code is 1 then.
+    """
     from ..io.records import write_aside
     from ..model import Model
     from ..segmenter import Segmenter
     from ..training import validation
 
-    if output is not None and not output.parent.is_dir():
-        raise CdalError("no such folder", "make it, or choose another with -o", output.parent)
-    if output is not None and output.is_dir():
-        raise CdalError("is a folder, not a file", "name a file with -o", output)
+    if output is not None:
+        _check_output(output)
     use_available_processors()
     jobs = _jobs(data, model, config, run or [])
     segmenters = [Segmenter(Model.load(job.model), device, tile) for job in jobs]
     for segmenter in segmenters:
         segmenter.check_options(samples, steps, tile_mode)
     answers = [validation.answers_of(segmenter.model.config, steps) for segmenter in segmenters]
-    options = {"samples": samples, "steps": steps, "seed": seed, "tile_mode": tile_mode}
+    settings = {"samples": samples, "seed": seed, "tile_mode": tile_mode}
     reports: dict[str, dict[str, object]] = {}
     means: dict[str, Means] = {}
+    left_out: list[CdalError] = []
     total = sum(len(each) * len(job.pairs) for each, job in zip(answers, jobs, strict=True))
     with bars(total) as shown:
-
-        def on_image(stem: str) -> None:
-            shown.start(stem)
-            shown.finish()
-
         for job, segmenter, each in zip(jobs, segmenters, answers, strict=True):
-            evaluations = validation.evaluate_each(
-                segmenter,
-                job.pairs,
-                list(each.values()),
-                mpp=mpp or job.mpp,
-                samples=samples,
-                seed=seed,
-                tile_mode=tile_mode,
-                on_image=on_image,
-            )
-            scored = dict(zip(each, evaluations, strict=True))
-            means[job.name] = {answer: scores.mean for answer, scores in scored.items()}
+            given = settings | {"mpp": mpp or job.mpp}
+            scored, problems = _scored(job.pairs, segmenter, each, given, shown)
+            left_out += problems
+            if scored:
+                means[job.name] = {answer: scores.mean for answer, scores in scored.items()}
             reports[job.name] = {
                 "model": {"name": segmenter.model.name, "digest": segmenter.model.digest},
-                **options,
-                **{
-                    answer: {"mean": e.mean, "images": e.images, "calibration": e.calibration}
-                    for answer, e in scored.items()
-                },
+                "steps": steps,
+                **settings,
+                "left_out": [str(problem) for problem in problems],
+                **_figures(scored),
             }
+    if not means:
+        raise CdalError(f"no image can be scored ({len(left_out)} tried), the first: {left_out[0]}")
     over = _over(means)
     _show(over)
     if output is not None:
         write_aside(output, as_json({"runs": reports, **over} if run else reports[model]))
+    raise typer.Exit(1 if left_out else 0)
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a file that could not be written, before hours of work."""
+    if not output.parent.is_dir():
+        raise CdalError("no such folder", "make it, or choose another with -o", output.parent)
+    if output.is_dir():
+        raise CdalError("is a folder, not a file", "name a file with -o", output)
+
+
+def _figures(scored: "dict[str, Evaluation]") -> dict[str, object]:
+    """What is written of each answer."""
+    return {
+        answer: {"mean": each.mean, "images": each.images, "calibration": each.calibration}
+        for answer, each in scored.items()
+    }
+
+
+def _scored(
+    pairs: "list[Pair]",
+    segmenter: "Segmenter",
+    answers: "dict[str, int | None]",
+    settings: dict[str, Any],
+    shown: Bars,
+) -> "tuple[dict[str, Evaluation], list[CdalError]]":
+    """Each answer's scores, none if no pair has any, and why pairs are left out: said at once."""
+    from ..training.validation import evaluate_each
+
+    left_out: list[CdalError] = []
+
+    def on_image(stem: str) -> None:
+        shown.start(stem)
+        shown.finish()
+
+    def on_failure(problem: CdalError) -> None:
+        left_out.append(problem)
+        console.print(f"left out: {problem}", markup=False, soft_wrap=True)
+
+    evaluations = evaluate_each(
+        segmenter,
+        pairs,
+        list(answers.values()),
+        on_image=on_image,
+        on_failure=on_failure,
+        **settings,
+    )
+    scored = dict(zip(answers, evaluations, strict=True)) if len(left_out) < len(pairs) else {}
+    return scored, left_out
 
 
 class _Job(NamedTuple):

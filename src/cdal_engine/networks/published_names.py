@@ -28,7 +28,10 @@ __all__ = [
 
 Names = dict[str, str]
 _PREFIX = "module."  # of what was trained on several devices
-_REMEDY = "check that the parameters file belongs to these weights"
+_ZIP = b"PK\x03\x04"  # what such a file begins with
+_AGAIN = "copy or download the file again"
+_ALONE = "save the state dict alone: torch.save(network.state_dict(), FILE)"
+_FITTING = "check which network the file is of, and that the parameters belong to it"
 _SHOWN = 5  # keys of a kind that an error names
 
 _SELF: Names = {"": ""}
@@ -182,7 +185,7 @@ def translated(
         if keys
     ]
     if problems:
-        raise CdalError(f"the weights do not fit: {'; '.join(problems)}", _REMEDY, path)
+        raise CdalError(f"the weights do not fit: {'; '.join(problems)}", _FITTING, path)
     return renamed
 
 
@@ -194,34 +197,40 @@ def _few(keys: Iterable[str]) -> str:
 
 def read_published(path: Path) -> dict[str, Tensor]:
     """Read a published state dict, tensors only; raises `CdalError` for any other file."""
-    remedy = "copy or download the file again"
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch does not look at checksums
-            if damaged is not None:
-                raise CdalError(f"damaged: the checksum of {damaged} is wrong", remedy, path)
+        _check_archive(path)
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CdalError(f"cannot read the weights: {error.strerror}", remedy, path) from None
-    except pickle.UnpicklingError:
-        raise CdalError(
-            "not a file of weights only",
-            "save the state dict alone: torch.save(network.state_dict(), FILE)",
-            path,
-        ) from None
     except CdalError:
         raise
+    except OSError as error:
+        raise CdalError(f"cannot read the weights: {error.strerror}", _AGAIN, path) from None
+    except pickle.UnpicklingError:  # with code in it, or no pickle at all
+        raise CdalError("not a file of weights only", _ALONE, path) from None
     except Exception as error:  # a corrupt file raises whatever it comes upon
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CdalError(f"not a file of weights only: {reason}", remedy, path) from None
+        raise CdalError("damaged, or not a file of weights only", _AGAIN, path) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CdalError("not a state dict: it holds more than tensors", remedy, path)
+        raise CdalError("not a state dict: it holds more than tensors", _ALONE, path)
     odd = [str(k) for k, v in state.items() if not _is_weight(v)]
     if odd:
-        raise CdalError(f"NaN, infinite or not dense floating-point: {_few(odd)}", remedy, path)
+        raise CdalError(f"NaN, infinite or not dense floating-point: {_few(odd)}", _AGAIN, path)
     return {str(key): value for key, value in state.items()}
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip file, as torch writes them, that is cut short or damaged.
+
+    Torch says neither in words for users, and does not look at checksums.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            return
+    if not zipfile.is_zipfile(path):
+        raise CdalError("cut short: the end of the file is missing", _AGAIN, path)
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CdalError(f"damaged: the checksum of {damaged} is wrong", _AGAIN, path)
 
 
 def _is_weight(value: Tensor) -> bool:

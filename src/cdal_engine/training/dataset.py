@@ -116,7 +116,7 @@ def match_files(folder: Path) -> tuple[list[Pair], list[CdalError]]:
         error = CdalError(
             f"images and labels do not pair: {len(found[0])} images, {len(found[1])} labels, "
             f"without partner: {', '.join(lonely[:10])}{' …' if len(lonely) > 10 else ''}",
-            "give each image a label file of the same stem",
+            "give each image a label file of the same stem, or move it away",
             folder,
         )
         problems.append(error)

@@ -217,24 +217,36 @@ def evaluate_each(
     tile_mode: str = "overlap",
     instances: bool | None = None,
     on_image: Callable[[str], None] | None = None,
+    on_failure: Callable[[CdalError], None] | None = None,
 ) -> list[Evaluation]:
     """Evaluate as `evaluate` once for each of `steps`, every pair being read once.
 
     Options as `Segmenter.segment`, `instances` as `score`; `on_image` is called with a pair's stem
-    after each of its answers.
+    after each of its answers. With `on_failure`, a pair that cannot be scored costs no other one:
+    it is called with the reason, and the pair is in no evaluation.
+
+    Raises
+    ------
+    CdalError
+        Naming the image, if a pair cannot be scored and there is no `on_failure`.
     """
     evaluations = [Evaluation() for _ in steps]
     for pair in pairs:
+        scored = []
         try:
             image, labels, own = read_pair(pair, segmenter.model.config, mpp)
-            for n, evaluation in zip(steps, evaluations, strict=True):
+            for n in steps:
                 config = segmenter.model.config
                 config = config.of_supervised_head() if n == 0 else config
                 result = answered(segmenter, pair, image, own, samples, n, seed, tile_mode)
-                scores = score(result, labels.astype(np.int64), config, instances)
-                evaluation.add(pair.stem, scores, result, labels > 0)
+                scored.append((score(result, labels.astype(np.int64), config, instances), result))
                 if on_image is not None:
                     on_image(pair.stem)
         except CdalError as error:
-            raise error.at(pair.image) from None
+            if on_failure is None:
+                raise error.at(pair.image) from None
+            on_failure(error.at(pair.image))
+            continue
+        for evaluation, (scores, result) in zip(evaluations, scored, strict=True):
+            evaluation.add(pair.stem, scores, result, labels > 0)
     return evaluations
