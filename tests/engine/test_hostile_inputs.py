@@ -44,13 +44,19 @@ import sys
 from pathlib import Path
 from cdal_engine.errors import CdalError
 from cdal_engine.io import nifti, tiff, zarr_images
-from cdal_engine.io.discovery import open_source
+from cdal_engine.io.discovery import find_sources, open_source
 def peak():  # getrusage's may be that of the process that started this one
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
+try:
+    import SimpleITK, nibabel, pydicom
+except ImportError:
+    pass
 before = peak()
 try:
-    source = open_source(Path(sys.argv[1]))
+    path = Path(sys.argv[1])
+    found = find_sources(path.parent)  # as `batch` looks first
+    source = open_source(path)
     source.read()
     end = "read"
 except CdalError as error:
@@ -174,6 +180,34 @@ def endless_pyramid(path: Path) -> None:
     described(zarr.open_group(path, mode="r+"), ["0"] * 10**4)
 
 
+def nifti_of(sides: tuple[int, ...], offset: int = 352, code: int = 2, bits: int = 8) -> bytes:
+    """A header of NIfTI 1; what lies before `offset` is one extension."""
+    header = bytearray(348)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into(f"<h{len(sides)}h", header, 40, len(sides), *sides)
+    struct.pack_into("<hh", header, 70, code, bits)
+    struct.pack_into("<4f", header, 76, 1, 1, 1, 1)
+    struct.pack_into("<f", header, 108, offset)
+    header[344:348] = b"n+1\0"
+    more = offset - 352
+    return bytes(header) + (struct.pack("<4Bii", 1, 0, 0, 0, more, 6) if more else bytes(4))
+
+
+def dicom_of(path: Path, syntax: str, data: bytes) -> None:
+    path.mkdir()
+    uid = syntax.encode() + b"\0" * (len(syntax) % 2)
+    group = b"\2\0\x10\0UI" + struct.pack("<H", len(uid)) + uid
+    length = b"\2\0\0\0UL\4\0" + struct.pack("<I", len(group))
+    (path / "a.dcm").write_bytes(bytes(128) + b"DICM" + length + group + data)
+
+
+def deflated_dicom(path: Path) -> None:
+    element = b"\x09\0\1\0OB\0\0" + struct.pack("<I", 2**29)
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    data = packer.compress(element) + packer.flush(zlib.Z_FULL_FLUSH)
+    dicom_of(path, "1.2.840.10008.1.2.1.99", data + zeros_packed(-zlib.MAX_WBITS))
+
+
 BOMBS: dict[str, Callable[[Path], object]] = {
     "sides.tif": lambda p: p.write_bytes(tiff_of(t256=10**6, t257=10**6, t278=1)),
     "strip.tif": lambda p: p.write_bytes(tiff_of(t256=10**6, t257=10**6, t278=10**6)),
@@ -185,6 +219,16 @@ BOMBS: dict[str, Callable[[Path], object]] = {
     "text.png": lambda p: p.write_bytes(
         png_of(64, 64, b"", piece(b"zTXt", b"a\0\0" + zeros_packed()))
     ),
+    "sides.nii": lambda p: p.write_bytes(nifti_of((32767,) * 3)),
+    "sides.nii.gz": lambda p: p.write_bytes(gzip.compress(nifti_of((32767,) * 3))),
+    "volumes.nii.gz": lambda p: p.write_bytes(gzip.compress(nifti_of((512, 512, 512, 32767)))),
+    "doubles.nii.gz": lambda p: p.write_bytes(
+        gzip.compress(nifti_of((700,) * 3, code=64, bits=64)) + bytes(3 * MEGABYTE)
+    ),
+    "texts.nii.gz": lambda p: p.write_bytes(
+        gzip.compress(nifti_of((64,) * 3, offset=352 + 2**28)) + zeros_packed(GZIP)
+    ),
+    "deflated-dicom": deflated_dicom,
     "sides.zarr": lambda p: zarr_of(p, (10**6, 10**6), (1000, 1000)),
     "tiny.zarr": lambda p: zarr_of(p, (10**4, 10**4), (1, 1)),
     "huge-tiny.zarr": lambda p: zarr_of(p, (10**6, 10**6), (16, 16), levels=2),

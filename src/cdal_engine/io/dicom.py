@@ -14,6 +14,8 @@ _SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Sto
 _MAGIC = slice(128, 132)
 _STORAGE, _SYNTAX = b"\x02\x00", b"\x10\x00"  # elements: SOP class, transfer syntax
 _UNCOMPRESSED = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_LONG = {b"OB", b"OW", b"SQ", b"UN", b"UT"}  # types whose length takes 4 bytes
 _NO_IMAGES = {"DICOMDIR"}
 
 
@@ -25,28 +27,37 @@ def is_dicom(path: Path) -> bool:
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(1024)
+            return file.read(4096)
     except OSError:
         return b""
 
 
-def _uid(path: Path, element: bytes) -> str:
-    """An identifier in the header's first group, which has one encoding in all files."""
-    start, tag = _start(path), b"\x02\x00" + element + b"UI"
-    at = start.find(tag) + len(tag)
-    if at < len(tag):
-        return ""
-    length = int.from_bytes(start[at : at + 2], "little")
-    return start[at + 2 : at + 2 + length].rstrip(b"\0 ").decode("ascii", "replace")
+def _uids(path: Path, element: bytes) -> list[str]:
+    """Identifiers in the header's first group, which has one encoding in all files."""
+    start, at, found = _start(path), _MAGIC.stop, []
+    while start[at : at + 2] == b"\x02\x00":
+        long = start[at + 4 : at + 6] in _LONG
+        length = start[at + 8 : at + 12] if long else start[at + 6 : at + 8]
+        first = at + (12 if long else 8)
+        at, of = first + int.from_bytes(length, "little"), start[at + 2 : at + 4]
+        if of == element:
+            found.append(start[first:at].rstrip(b"\0 ").decode("ascii", "replace"))
+    return found
 
 
 def _holds_slide(path: Path) -> bool:
-    return _uid(path, _STORAGE) == _SLIDE
+    return _uids(path, _STORAGE) == [_SLIDE]
 
 
 def is_uncompressed(path: Path) -> bool:
     """Whether pixels stand in the file as they are."""
-    return _uid(path, _SYNTAX) in _UNCOMPRESSED
+    return bool(_UNCOMPRESSED.intersection(_uids(path, _SYNTAX)))
+
+
+def _is_deflated(path: Path) -> bool:
+    """Whether all of a file is packed: a kilobyte may unpack to a megabyte before it is parsed."""
+    syntaxes = _uids(path, _SYNTAX)
+    return not syntaxes or _DEFLATED in syntaxes
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -74,6 +85,9 @@ def dicom_inputs(folder: Path) -> list[Path]:
         return [folder]
     first: dict[str, Path] = {}
     for path in files:
+        if _is_deflated(path):  # opening it says so
+            first.setdefault(str(path), path)
+            continue
         try:
             tags = pydicom.dcmread(
                 path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True
@@ -101,6 +115,13 @@ def open_dicom(path: Path) -> Source:
             raise CdalError("holds no DICOM, is damaged or truncated", "copy it again", other)
     if not files:
         raise CdalError("the folder holds no DICOM files", "check the path", path)
+    for file in dicom_files(folder):  # GDCM looks into all of them
+        if _is_deflated(file):
+            raise CdalError(
+                "is deflated as a whole, or does not say how it is packed",
+                "save it with another transfer syntax, or move it away",
+                file,
+            )
     slides = [file for file in files if _holds_slide(file)]
     if slides:
         from .dicom_slides import open_dicom_slide

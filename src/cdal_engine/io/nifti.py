@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from .volumes import needed, volume_source
 __all__ = ["open_nifti"]
 
 _DENSEST = 1040  # gzip packs 1032 bytes into one at most
+_MOST_BYTES = 2**30  # of voxels as they are stored; reading takes twice as many
+_MOST_HEADER = 2**24  # bytes before the voxels; nibabel reads them all
+_OFFSET = {348: (108, "f"), 540: (168, "q")}  # by the header's size, NIfTI 1 and 2
 
 
 def open_nifti(path: Path) -> Source:
@@ -29,6 +34,7 @@ def open_nifti(path: Path) -> Source:
     """
     nib = needed("nibabel")
     with decoding(path):
+        _check_header(path)
         image = _loaded(nib, path)
         stored = image.shape
         shape = stored[:3] + (1,) * (3 - len(stored))
@@ -60,11 +66,27 @@ def _loaded(nib: Any, path: Path) -> Any:
     return image
 
 
+def _check_header(path: Path) -> None:
+    """Refuse texts between header and voxels that take memory by themselves."""
+    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+        header = file.read(352)
+    for order in "<>":
+        at, kind = _OFFSET.get(struct.unpack_from(f"{order}i", header)[0], (0, ""))
+        if kind and not struct.unpack_from(order + kind, header, at)[0] <= _MOST_HEADER:
+            raise CdalError("its header is larger than 16 MB", "save the voxels alone")
+
+
 def _check_bytes(image: Any, path: Path) -> None:
     """Refuse a header that promises more than the file can hold."""
     offset = int(image.dataobj.offset)
     promised = offset + math.prod(image.shape) * image.get_data_dtype().itemsize
     size = path.stat().st_size
+    if promised > _MOST_BYTES:
+        raise CdalError(
+            f"its voxels take {promised >> 20} MB; up to {_MOST_BYTES >> 20} are read",
+            "crop it, or save it as int16",
+            path,
+        )
     if promised > (size * _DENSEST if path.name.endswith(".gz") else size):
         raise CdalError(
             f"the file is truncated: its header promises {promised} bytes, it has {size}",
