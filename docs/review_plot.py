@@ -32,16 +32,13 @@ def regions(axes: Axes, result: dict[str, Any], score: str) -> None:
     """Scores on the held-out part of a model over the number of regions it learned from."""
     rows, before = result["regions"], result["before"][score]
     for order, colour in COLOURS.items():
-        counts = sorted({row["regions"] for row in rows if row["order"].startswith(order)})
-        each = [
-            [r[score] for r in rows if r["order"].startswith(order) and r["regions"] == n]
-            for n in counts
-        ]
-        axes.plot([0, *counts], [before, *map(np.mean, each)], "-", color=colour)
-        for count, values in zip(counts, each, strict=True):
-            axes.plot([count] * len(values), values, "o", color=colour)
+        mine = [row for row in rows if row["order"].startswith(order)]
+        counts = sorted({row["regions"] for row in mine})
+        means = [np.mean([r[score] for r in mine if r["regions"] == n]) for n in counts]
+        axes.plot([0, *counts], [before, *means], "-", color=colour)
+        axes.plot([r["regions"] for r in mine], [r[score] for r in mine], "o", color=colour)
     axes.axhline(before, color="grey", linestyle=":")
-    axes.set(xlabel="regions corrected", ylabel=NAMES[score], title="on a part never seen")
+    axes.set(xlabel="regions corrected", ylabel=NAMES[score], title="the model, elsewhere on it")
 
 
 def main() -> None:
