@@ -384,7 +384,9 @@ def validated(kind: type[_T], values: object, path: Path | None = None) -> _T:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{_key(e['loc'])}: {e['msg']}" for e in error.errors())
+        unknown = {"Extra inputs are not permitted": "no such key"}  # pydantic's words for it
+        reasons = ((_key(e["loc"]), e["msg"].removeprefix("Value error, ")) for e in error.errors())
+        problems = "; ".join(f"{key}: {unknown.get(reason, reason)}" for key, reason in reasons)
         raise CdalError(f"invalid config: {problems}", "correct these keys", path) from None
 
 
