@@ -72,13 +72,7 @@ def evaluate(
             left_out += problems
             if scored:
                 means[job.name] = {answer: scores.mean for answer, scores in scored.items()}
-            reports[job.name] = {
-                "model": {"name": segmenter.model.name, "digest": segmenter.model.digest},
-                "steps": steps,
-                **settings,
-                "left_out": [str(problem) for problem in problems],
-                **_figures(scored),
-            }
+            reports[job.name] = _report(segmenter, {"steps": steps} | settings, scored, problems)
     if not means:
         raise CdalError(f"no image can be scored ({len(left_out)} tried), the first: {left_out[0]}")
     over = _over(means)
@@ -96,12 +90,20 @@ def _check_output(output: Path) -> None:
         raise CdalError("is a folder, not a file", "name a file with -o", output)
 
 
-def _figures(scored: "dict[str, Evaluation]") -> dict[str, object]:
-    """What is written of each answer."""
-    return {
+def _report(
+    segmenter: "Segmenter",
+    settings: dict[str, Any],
+    scored: "dict[str, Evaluation]",
+    left_out: list[CdalError],
+) -> dict[str, object]:
+    """What is written of a model and each of its answers."""
+    figures = {
         answer: {"mean": each.mean, "images": each.images, "calibration": each.calibration}
         for answer, each in scored.items()
     }
+    model = {"name": segmenter.model.name, "digest": segmenter.model.digest}
+    problems = [str(problem) for problem in left_out]
+    return {"model": model, **settings, "left_out": problems, **figures}
 
 
 def _scored(
