@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [12, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_at_each_stage_it_ends_the_same(
     every: int, folder: Path, tiny_model: Path, tmp_path: Path, contents: Callable
 ) -> None:
