@@ -44,9 +44,13 @@ def tiles(tissue: np.ndarray, edge: int, share: float, step: int) -> Iterator[np
     along = np.arange(TILE)
     for y in range(0, edge, TILE):
         rows = (y + along) * step % tissue.shape[0]
+        below = y + along >= share * edge
         for x in range(0, edge, TILE):
             columns = (x + along) * step % tissue.shape[1]
-            yield tissue[rows[:, None], columns] if y < share * edge else glass
+            if below.all():
+                yield glass
+            else:
+                yield np.where(below[:, None, None], glass, tissue[rows[:, None], columns])
 
 
 def write_pyramid(path: Path, tissue: np.ndarray, edge: int, share: float) -> None:
