@@ -140,7 +140,7 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
     scores = evaluate(segmenter, split(find_pairs(data), config)[1]).mean
     assert scores["dice"] > 0.93
     assert scores["dice_one_sample"] > 0.9
-    assert scores["pairwise_dice"] < 0.9999
+    assert scores["pairwise_dice"] < 1
 
 
 def test_fine_tuning_starts_from_the_given_model(data: Path, tmp_path: Path) -> None:

@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from cdal_engine.config import NetworkConfig
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Windows open in one process only: two would take each other's focus."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("windows"))
-
-
 @pytest.fixture
 def tile() -> NDArray[np.uint8]:
     """A crop of the H&E sample, 96x120 RGB, that is quick to segment."""

@@ -61,7 +61,9 @@ def local_cluster(workers: int) -> Iterator[Client]:
             n_workers=workers,
             threads_per_worker=max(1, CPU_COUNT // workers),
             host="127.0.0.1",
-            dashboard_address=None,
+            # Dask serves its pages in any case; not on its one port, which another run may have.
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
             security=Security.temporary(),
             silence_logs=level,
             memory_limit=None,
