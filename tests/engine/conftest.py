@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -61,6 +61,17 @@ def write_zarr(path: Path, pixels: NDArray, shapes: list, version: int) -> None:
         scale = [1.0, 0.25 * 2**i, 0.25 * 2**i]
         dataset["coordinateTransformations"] = [{"type": "scale", "scale": scale}]
     group.attrs.update({"ome": metadata} if version == 3 else metadata)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Bits are the same for one number of threads only, which earlier tests may have set."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import torch
 from numpy.typing import NDArray
 
 from cdal_engine.batch.opened import open_input
@@ -27,20 +26,15 @@ from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
 
 distributed = pytest.importorskip("distributed")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="kills processes")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="kills processes"),
+    pytest.mark.usefixtures("one_thread"),  # as a worker has
+]
 
 BLOCK = TILE = 128
 SHARED = Sharing(least=4, block=BLOCK)
 PLAIN = Parameters(samples=2, tissue=False)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """As many threads as a worker has: bytes are the same for the same number only."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -130,6 +130,7 @@ def test_a_run_leaves_what_it_promises(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_it_learns(data: Path, tmp_path: Path) -> None:
     """A few seconds are enough for dark disks; the samples differ and each is right."""
     config = config_of(steps=150, batch_size=4, learning_rate=3e-3, ema_decay=0.9, augment=False)
@@ -140,7 +141,7 @@ def test_it_learns(data: Path, tmp_path: Path) -> None:
     scores = evaluate(segmenter, split(find_pairs(data), config)[1]).mean
     assert scores["dice"] > 0.93
     assert scores["dice_one_sample"] > 0.9
-    assert scores["pairwise_dice"] < 1
+    assert scores["pairwise_dice"] < 0.9999
 
 
 def test_fine_tuning_starts_from_the_given_model(data: Path, tmp_path: Path) -> None:
