@@ -17,6 +17,7 @@ from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.records import read_run
 from cdal_engine.io.source import decoding
+from cdal_engine.io.zarr_arrays import open_array
 
 from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
 from .sources import source_layers
@@ -159,7 +160,8 @@ def _ome(path: Path) -> dict[str, Any]:
 def pyramid(path: Path) -> tuple[list[da.Array], dict[str, Any]]:
     """Levels of an OME-Zarr image of ours as lazy arrays, and where it lies."""
     multiscale = _ome(path)["multiscales"][0]
-    levels = [da.from_zarr(path / str(d["path"])) for d in multiscale["datasets"]]  # type: ignore[no-untyped-call]
+    arrays = [open_array(path / str(d["path"])) for d in multiscale["datasets"]]
+    levels = [da.from_zarr(array) for array in arrays]  # type: ignore[no-untyped-call]
     step, shift = (
         part[key][-2:]
         for part, key in zip(

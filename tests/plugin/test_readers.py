@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from napari.utils.notifications import notification_manager
@@ -178,6 +179,21 @@ def test_results_open_without_their_image(viewer: Any, results: Path, tmp_path: 
     before = len(messages())
     assert [layer.name for layer in opened(viewer, moved)][-1] == "labels: gone.png, nuclei-he"
     assert "without their image" in messages()[before]
+
+
+def test_maps_that_unpack_to_more_than_memory_holds_are_refused(
+    viewer: Any, results: Path, tmp_path: Path
+) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(results, spoilt)
+    finest = spoilt / "maps.ome.zarr" / "s0"
+    shape = zarr.open_array(finest, mode="r").shape
+    zarr.create_array(
+        finest, shape=shape, chunks=(1, 2**17, 2**17), dtype="float32", overwrite=True
+    )
+    before = len(messages())
+    assert opened(viewer, spoilt) == []
+    assert "a chunk of it has the shape (1, 131072, 131072)" in messages()[before]
 
 
 def test_results_of_a_slide_lie_on_it(viewer: Any, tiny_model: Path, tmp_path: Path) -> None:
