@@ -33,7 +33,7 @@ from zarr.codecs import (
 
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import find_sources, open_source
-from cdal_engine.io.records import write_aside
+from cdal_engine.io.records import is_results_folder, write_aside
 
 PIXELS = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
 MEGABYTE = 2**20
@@ -263,6 +263,12 @@ def test_a_bomb_takes_no_memory(name: str, tmp_path: Path) -> None:
     taken, end = out.split(" ", 1)
     assert int(taken) < 128, out
     assert end.startswith("refused") or name == "data.png"
+
+
+@pytest.mark.parametrize("record", [b"[" * 10**6, b'{"napari-cdal": "' + b" " * 2**27 + b'"}'])
+def test_a_run_json_that_is_no_record_of_ours(record: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(record)
+    assert not is_results_folder(tmp_path)
 
 
 def test_links_and_dots_lead_nowhere(tmp_path: Path) -> None:

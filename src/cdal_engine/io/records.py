@@ -37,6 +37,7 @@ RUN = "run.json"
 FAILED = "failed.json"
 SUMMARY = "summary.csv"
 REPORT = "report.html"
+_LARGEST = 2**26  # bytes of a record; ours take some thousands
 _MARK = "napari-cdal"  # a key of every record: other programs write a run.json, too
 
 Record = dict[str, Any]
@@ -83,8 +84,10 @@ def write_json(path: Path, record: Record) -> None:
 
 def _read(path: Path) -> Record | None:
     try:
+        if path.stat().st_size > _LARGEST:
+            return None
         record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and _MARK in record else None
 
