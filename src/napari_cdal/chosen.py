@@ -147,7 +147,7 @@ class Chosen:
         scope = self.form.scope.value
         if isinstance(scope, Shapes):
             return of_shapes(plane, scope)
-        return in_view(plane) if scope == _VIEW else whole(plane)
+        return in_view(plane, self._viewer) if scope == _VIEW else whole(plane)
 
     def job(self) -> Job:
         """What to run; raises `CdalError` if it cannot be run."""

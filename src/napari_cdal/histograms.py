@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from qtpy.QtCore import QTimer
 
 __all__ = ["Histograms"]
@@ -51,6 +52,7 @@ class Histograms(FigureCanvasQTAgg):
                 values = features[name].to_numpy(float)
                 axes = self.figure.add_subplot(1, len(shown), number)
                 axes.hist(values[np.isfinite(values)], bins=_BINS, color="#4c9be8")
+                axes.yaxis.set_major_locator(MaxNLocator(integer=True))
                 axes.set_xlabel(title, color=self._text)
                 axes.tick_params(colors=self._text, labelsize=8)
                 axes.patch.set_alpha(0)

@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QLabel,
     QScrollArea,
     QSizePolicy,
+    QSlider,
     QWidget,
 )
 
@@ -141,6 +142,8 @@ class SegmentForm:
         rows.addRow(QLabel("Change the result at once"))
         for slider in (self.threshold, self.min_area):
             self._add(rows, slider)
+            for groove in slider.native.findChildren(QSlider):  # a click on it moves ten steps
+                groove.setPageStep(10 * groove.singleStep())
         return rows
 
     def _add(self, rows: QFormLayout, field: ValueWidget[Any]) -> None:
@@ -203,8 +206,9 @@ class _Scrolled(QScrollArea):
         self.setMinimumHeight(80)
 
     def sizeHint(self) -> QSize:
-        """Ask for the whole form."""
-        return self._form.sizeHint()
+        """Ask for the whole form, and the frame that the theme draws around it."""
+        frame = 2 * self.frameWidth()
+        return self._form.sizeHint() + QSize(frame, frame)
 
     def showEvent(self, event: QShowEvent | None) -> None:
         """Learn the width now: the theme, known only when shown, adds to it."""

@@ -151,6 +151,7 @@ def test_a_runs_objects_and_their_histograms(
     assert [a.get_xlabel() for a in axes()] == ["area (µm²)", "score"]
     for a in axes():
         assert sum(bar.get_height() for bar in a.patches) == len(labels.features)
+        assert all(float(tick).is_integer() for tick in a.get_yticks())
     segment._dock.hide()
     segment.objects_button.native.click()
     assert segment._objects is widget  # one table is enough
