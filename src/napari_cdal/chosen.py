@@ -16,7 +16,7 @@ from cdal_engine.errors import CdalError
 from .planes import Plane, check, check_memory, check_shown, enlargement, plane_of
 from .regions import Region, in_view, of_shapes, whole
 from .results import METADATA_KEY
-from .segment_form import SegmentForm
+from .segment_form import VOLUME, SegmentForm
 from .volumes import check_slice
 from .worker import Answer, Job
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Chosen"]
 
 _NOTABLE = 1.5  # a change of scale worth a word before running
-_WHOLE, _VIEW, _VOLUME = "whole image", "current view", "whole volume"
+_WHOLE, _VIEW = "whole image", "current view"
 
 
 class Chosen:
@@ -75,7 +75,7 @@ class Chosen:
         config = self.form.config if plane is not None else None
         scopes: list[tuple[str, Any]] = [("Whole image", _WHOLE), ("Current view", _VIEW)]
         if plane is not None and plane.is_volume and config and config.takes_volumes:
-            scopes = [("Whole volume", _VOLUME), ("Slice shown", _WHOLE), scopes[1]]
+            scopes = [("Whole volume", VOLUME), ("Slice shown", _WHOLE), scopes[1]]
         shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
         return scopes + [(f"Regions: {layer.name}", layer) for layer in shapes]
 
@@ -115,7 +115,7 @@ class Chosen:
         if config is None:
             raise CdalError("no model is installed", "install napari-cdal again")
         check(plane, config.image)
-        if self.form.scope.value == _VOLUME:
+        if self.form.scope.value == VOLUME:
             if self._keeps_steps:
                 raise CdalError(
                     "the steps of a whole volume are not kept",

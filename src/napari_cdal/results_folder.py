@@ -48,13 +48,20 @@ def results_layers(folder: Path) -> list[LayerData]:
 
 
 def _image(record: dict[str, Any]) -> list[LayerData]:
-    """The segmented image; a warning instead where it was moved or is another one now."""
+    """The segmented image; a warning instead where it was moved or is another one now.
+
+    Its pixels are as large as the run took them to be, which may not be what the file says.
+    """
     path = Path(str(record["input"]["path"]))
     try:
         source = open_source(path)
         if list(source.shape) != record["input"]["shape"]:
             raise CdalError("is not the image that was segmented", "open that one by hand", path)
-        return source_layers(source)
+        layers = source_layers(source)
+        if record["mpp"] is not None and source.affine is None:
+            for _, arguments, _ in layers:
+                arguments |= {"scale": (record["mpp"],) * 2, "units": (_unit(True),) * 2}
+        return layers
     except CdalError as error:
         show_warning(f"Results are shown without their image. {error.at(path)}")
         return []

@@ -27,7 +27,9 @@ from cdal_engine.config import ModelConfig
 from .results import ATTENTION_NOTE
 from .settings import Preferences
 
-__all__ = ["SegmentForm", "describe", "devices"]
+__all__ = ["VOLUME", "SegmentForm", "describe", "devices"]
+
+VOLUME = "whole volume"  # a scope
 
 _MAPS = (
     ("probability", "Probability", "Mean of the samples."),
@@ -101,6 +103,7 @@ class SegmentForm:
         self.about.setTextFormat(Qt.TextFormat.PlainText)
         self.model.changed.connect(self._on_model)
         self.steps.changed.connect(self._on_steps)
+        self.scope.changed.connect(self._on_steps)
         self._on_model()
         self.native = _Scrolled(self._rows())
 
@@ -181,9 +184,10 @@ class SegmentForm:
             self._on_steps()  # the same steps of another model
 
     def _on_steps(self, *_: object) -> None:
-        """One deterministic pass has no samples, and no discriminator looks at it."""
+        """One deterministic pass has no samples; it and volumes have no attention."""
         sampled = self.steps.value != 0
         looked_at = self.config is None or self.config.network.has_discriminator
+        looked_at = looked_at and self.scope.value != VOLUME
         for field in (self.samples, self.seed):
             field.enabled = sampled
         for name in _STACKS:

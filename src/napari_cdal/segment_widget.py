@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ class SegmentWidget(Container[Widget]):
             moved.connect(self._on_moved)
         self.form.image.changed.connect(self._on_image)
         self.form.model.changed.connect(self._fill_resolution)
-        self.form.model.changed.connect(self.form.scope.reset_choices)
+        self.form.model.changed.connect(partial(refresh, self.form.scope))
         form = self.form
         form.scope.changed.connect(self._on_scope)
         for field in (form.mpp, form.samples, form.steps, form.wanted["steps"]):
@@ -149,7 +150,7 @@ class SegmentWidget(Container[Widget]):
                 for event in ("scale", "affine", "units") if watched is not None else ():
                     getattr(getattr(watched.events, event), act)(self._fill_resolution)
             self._chosen.layer = layer
-            self.form.scope.reset_choices()
+            refresh(self.form.scope)
             self._fill_resolution()
         self._show_hint()  # a rename keeps what was entered
 
@@ -201,7 +202,8 @@ class SegmentWidget(Container[Widget]):
         try:
             run = Run(job())
         except CdalError as error:
-            self._say(str(error))
+            self._hint = sentence(str(error))
+            self._say(self._hint)
             show_error(str(error))
             return
         worker = start(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QSlider
 
 from napari_cdal.review_widget import ReviewWidget
+from napari_cdal.segment_widget import SegmentWidget
 
 pytestmark = pytest.mark.gui
 
@@ -45,6 +47,26 @@ def test_labels_that_are_renamed_stay_chosen_for_review(viewer: Any) -> None:
     widget.source.value = second
     second.name = "biopsy"
     assert widget.source.value is second
+
+
+def test_a_volume_is_offered_first_and_has_no_attention(
+    viewer: Any, qtbot: Any, tiny_model: Path, tiny_volume_model: Path
+) -> None:
+    viewer.add_image(np.zeros((5, 40, 50), np.float32), name="stack")
+    widget = SegmentWidget(viewer, {"tiny": tiny_model, "mri": tiny_volume_model})
+    viewer.window.add_dock_widget(widget)
+    form, attention = widget.form, widget.form.wanted["attention"]
+    assert list(form.scope.choices) == ["whole image", "current view"]
+    form.model.value = "mri"
+    assert list(form.scope.choices) == ["whole volume", "whole image", "current view"]
+    assert (form.scope.value, attention.enabled) == ("whole volume", False)
+    form.scope.value = "whole image"
+    assert attention.enabled
+    viewer.dims.ndisplay = 3
+    widget.run_button.native.click()
+    assert "the viewer shows a volume" in widget.status.value.lower()
+    viewer.dims.ndisplay = 2
+    qtbot.waitUntil(lambda: "50 × 40 pixels" in widget.status.value, timeout=10_000)
 
 
 def test_the_hint_follows_shapes_and_window(

@@ -348,7 +348,7 @@ def test_a_slice_is_normalised_by_its_volume(viewer: Any, mri: SegmentWidget, qt
         viewer.layers.remove(layer)
     viewer.dims.set_current_step(0, 3)
     mri.form.scope.value = "whole image"
-    run(mri, qtbot)
+    assert "per mm²" not in run(mri, qtbot)  # a class is not counted
     labels = viewer.layers[-1]
     assert labels.data.shape == (1, *volume.shape[1:])
     at = round(viewer.layers[0].world_to_data(viewer.dims.point)[0])
