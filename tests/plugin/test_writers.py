@@ -19,6 +19,7 @@ from ome_zarr_models.v05 import Image as OmeImage
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.samples import mri_path
+from napari_cdal.writers import write_geojson, write_nifti, write_tiff, write_zarr
 
 from .test_manifest import MANIFEST
 
@@ -116,3 +117,19 @@ def test_what_cannot_be_saved_is_said_and_nothing_touched(
     with pytest.raises(CdalError, match=r"labels\.ome\.zarr: .*\(.*\)$"):
         layer.save(str(path), plugin="napari-cdal")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_name_without_suffix_gets_one(tmp_path: Path) -> None:
+    """As typed into napari's dialog, which adds none."""
+    for write, suffix in (
+        (write_zarr, ".ome.zarr"),
+        (write_tiff, ".tif"),
+        (write_nifti, ".nii.gz"),
+        (write_geojson, ".geojson"),
+    ):
+        typed = str(tmp_path / "case 1.2")
+        assert write(typed, LABELS, {}) == [typed + suffix]
+        assert Path(typed + suffix).exists()
+        with pytest.raises(CdalError, match="exists already"):  # napari asked about another name
+            write(typed, LABELS, {})
+    assert len(list(tmp_path.iterdir())) == 4
