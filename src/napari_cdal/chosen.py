@@ -17,6 +17,7 @@ from .planes import Plane, check, check_memory, check_shown, enlargement, plane_
 from .regions import Region, in_view, of_shapes, whole
 from .results import METADATA_KEY
 from .segment_form import VOLUME, SegmentForm
+from .settings import preferences
 from .volumes import check_slice
 from .worker import Answer, Job
 
@@ -53,7 +54,6 @@ class Chosen:
     ) -> None:
         self._viewer = viewer
         self._folders = dict(folders)
-        self._memory_gb = chosen.memory_gb
         self.layer: Any = None
         self.form = SegmentForm(self._images, self._scopes, _readable(folders), chosen)
 
@@ -136,7 +136,7 @@ class Chosen:
         samples = self.form.samples.value
         kept = self.form.steps.value if self._keeps_steps else 0
         for region in regions:
-            check_memory(plane.name, region.size, larger, samples, self._memory_gb, kept)
+            check_memory(plane.name, region.size, larger, samples, preferences().memory_gb, kept)
         return plane, config, regions
 
     @property
@@ -188,7 +188,7 @@ class Chosen:
             if count > MAX_SAMPLES:
                 raise CdalError(f"{count} samples: {MAX_SAMPLES} are the most", "add fewer")
             size = answer.segmentation.labels.shape
-            check_memory(job.plane.name, size, larger, count, self._memory_gb, steps)
+            check_memory(job.plane.name, size, larger, count, preferences().memory_gb, steps)
         return replace(job, samples=added, kept=kept)
 
     def add_model(self, name: str, folder: Path) -> None:

@@ -375,6 +375,8 @@ def test_preferences_are_what_the_form_starts_with(
     widget.run_button.native.click()
     assert not widget.running
     assert names(viewer) == ["large"]
+    chosen.memory_gb = 100  # as the message says
+    assert "the limit is" not in widget._chosen.hint()
 
 
 def test_a_second_run_waits_for_the_first(
