@@ -48,6 +48,8 @@ class Histograms(FigureCanvasQTAgg):
         features = self._features
         if features is not None:
             shown = [(name, title) for name, title in _SHOWN if name in features]
+            if "area_um2" in features:  # in pixels, it would be the same
+                shown = [each for each in shown if each[0] != "area_px"]
             for number, (name, title) in enumerate(shown, 1):
                 values = features[name].to_numpy(float)
                 axes = self.figure.add_subplot(1, len(shown), number)

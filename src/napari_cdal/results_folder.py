@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cdal_engine.io.source import decoding
 from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
 from .sources import source_layers
 
-__all__ = ["pyramid", "results_layers"]
+__all__ = ["pyramid", "results_layers", "saved_labels"]
 
 _BOX = frozenset({"y0", "x0", "y1", "x1"})  # columns in the image's pixels, not the layer's
 
@@ -45,6 +46,18 @@ def results_layers(folder: Path) -> list[LayerData]:
     if not layers:
         raise CdalError("holds neither labels nor maps", "run again with --save labels", folder)
     return layers
+
+
+def saved_labels(path: Path) -> list[LayerData]:
+    """The layer of labels saved as OME-Zarr; none if the folder holds something else."""
+    with suppress(KeyError, TypeError, OSError, ValueError):  # `open_source` says what is wrong
+        if "image-label" in _ome(path):
+            with decoding(path):
+                levels, placement = pyramid(path)
+                many = len(levels) > 1  # a pyramid cannot be painted on, an array in memory can
+                data = levels if many else np.asarray(levels[0])
+            return [(data, {"name": path.name, **placement, "multiscale": many}, "labels")]
+    return []
 
 
 def _image(record: dict[str, Any]) -> list[LayerData]:
