@@ -16,7 +16,8 @@ from cdal_engine.errors import CdalError
 from .planes import Plane, check, check_memory, check_shown, enlargement, plane_of
 from .regions import Region, in_view, of_shapes, whole
 from .results import METADATA_KEY
-from .segment_form import SegmentForm
+from .segment_form import VOLUME, SegmentForm
+from .settings import preferences
 from .volumes import check_slice
 from .worker import Answer, Job
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Chosen"]
 
 _NOTABLE = 1.5  # a change of scale worth a word before running
-_WHOLE, _VIEW, _VOLUME = "whole image", "current view", "whole volume"
+_WHOLE, _VIEW = "whole image", "current view"
 
 
 class Chosen:
@@ -53,7 +54,6 @@ class Chosen:
     ) -> None:
         self._viewer = viewer
         self._folders = dict(folders)
-        self._memory_gb = chosen.memory_gb
         self.layer: Any = None
         self.form = SegmentForm(self._images, self._scopes, _readable(folders), chosen)
 
@@ -75,7 +75,7 @@ class Chosen:
         config = self.form.config if plane is not None else None
         scopes: list[tuple[str, Any]] = [("Whole image", _WHOLE), ("Current view", _VIEW)]
         if plane is not None and plane.is_volume and config and config.takes_volumes:
-            scopes = [("Whole volume", _VOLUME), ("Slice shown", _WHOLE), scopes[1]]
+            scopes = [("Whole volume", VOLUME), ("Slice shown", _WHOLE), scopes[1]]
         shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
         return scopes + [(f"Regions: {layer.name}", layer) for layer in shapes]
 
@@ -115,7 +115,7 @@ class Chosen:
         if config is None:
             raise CdalError("no model is installed", "install napari-cdal again")
         check(plane, config.image)
-        if self.form.scope.value == _VOLUME:
+        if self.form.scope.value == VOLUME:
             if self._keeps_steps:
                 raise CdalError(
                     "the steps of a whole volume are not kept",
@@ -136,7 +136,7 @@ class Chosen:
         samples = self.form.samples.value
         kept = self.form.steps.value if self._keeps_steps else 0
         for region in regions:
-            check_memory(plane.name, region.size, larger, samples, self._memory_gb, kept)
+            check_memory(plane.name, region.size, larger, samples, preferences().memory_gb, kept)
         return plane, config, regions
 
     @property
@@ -147,7 +147,7 @@ class Chosen:
         scope = self.form.scope.value
         if isinstance(scope, Shapes):
             return of_shapes(plane, scope)
-        return in_view(plane) if scope == _VIEW else whole(plane)
+        return in_view(plane, self._viewer) if scope == _VIEW else whole(plane)
 
     def job(self) -> Job:
         """What to run; raises `CdalError` if it cannot be run."""
@@ -188,7 +188,7 @@ class Chosen:
             if count > MAX_SAMPLES:
                 raise CdalError(f"{count} samples: {MAX_SAMPLES} are the most", "add fewer")
             size = answer.segmentation.labels.shape
-            check_memory(job.plane.name, size, larger, count, self._memory_gb, steps)
+            check_memory(job.plane.name, size, larger, count, preferences().memory_gb, steps)
         return replace(job, samples=added, kept=kept)
 
     def add_model(self, name: str, folder: Path) -> None:

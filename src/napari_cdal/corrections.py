@@ -173,11 +173,12 @@ def scopes(viewer: napari.viewer.Viewer, layer: Labels | None) -> list[tuple[str
     return choices + [(f"Regions: {each.name}", each) for each in shapes]
 
 
-def box_of(layer: Labels, scope: Any, done: Sequence[Box]) -> Box:
+def box_of(viewer: napari.viewer.Viewer, layer: Labels, scope: Any, done: Sequence[Box]) -> Box:
     """Rows and columns of the labels to open.
 
     Parameters
     ----------
+    viewer : napari.viewer.Viewer
     layer : napari.layers.Labels
     scope
         One of `scopes`. Of several regions, the first that is not among `done`.
@@ -192,7 +193,7 @@ def box_of(layer: Labels, scope: Any, done: Sequence[Box]) -> Box:
     if scope == _DOUBTFUL:
         boxes = _doubtful(layer, plane.size)
     elif scope == _VIEW:
-        boxes = [in_view(plane)[0].box]
+        boxes = [in_view(plane, viewer)[0].box]
     elif scope == _ALL:
         boxes = [tuple(slice(0, n) for n in plane.size)]
     else:

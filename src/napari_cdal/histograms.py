@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from qtpy.QtCore import QTimer
 
 __all__ = ["Histograms"]
@@ -47,10 +48,13 @@ class Histograms(FigureCanvasQTAgg):
         features = self._features
         if features is not None:
             shown = [(name, title) for name, title in _SHOWN if name in features]
+            if "area_um2" in features:  # in pixels, it would be the same
+                shown = [each for each in shown if each[0] != "area_px"]
             for number, (name, title) in enumerate(shown, 1):
                 values = features[name].to_numpy(float)
                 axes = self.figure.add_subplot(1, len(shown), number)
                 axes.hist(values[np.isfinite(values)], bins=_BINS, color="#4c9be8")
+                axes.yaxis.set_major_locator(MaxNLocator(integer=True))
                 axes.set_xlabel(title, color=self._text)
                 axes.tick_params(colors=self._text, labelsize=8)
                 axes.patch.set_alpha(0)

@@ -12,6 +12,7 @@ from cdal_engine.errors import CdalError
 from cdal_engine.io.dicom import dicom_files
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.records import RUN, is_results_folder
+from cdal_engine.io.volumes import says_labels
 
 from .sources import source_layers
 
@@ -50,10 +51,23 @@ def read(path: Paths) -> list[LayerData]:
             from .results_folder import results_layers
 
             return results_layers(one.parent if one.name == RUN else one)
-        return source_layers(open_source(one))
+        return _layers(one)
     except CdalError as error:
         show_error(str(error.at(one)))
         return list(_NOTHING)  # type: ignore[arg-type]
+
+
+def _layers(path: Path) -> list[LayerData]:
+    """An image's layer; of labels where the file says that it holds them, as those saved here."""
+    if path.is_dir() and path.suffix == ".zarr":
+        from .results_folder import saved_labels
+
+        if labels := saved_labels(path):
+            return labels
+    layers = source_layers(open_source(path))
+    if path.name.endswith((".nii", ".nii.gz")) and says_labels(path):
+        return [(data, arguments, "labels") for data, arguments, _ in layers]
+    return layers
 
 
 def _one(path: Paths) -> Path | None:

@@ -13,6 +13,7 @@ from skimage.draw import polygon2mask
 from cdal_engine.errors import CdalError
 
 if TYPE_CHECKING:
+    import napari
     from napari.layers import Shapes
 
     from .planes import Plane
@@ -21,6 +22,7 @@ __all__ = ["Region", "in_view", "of_shapes", "whole"]
 
 _CORNERS = 64  # of the polygon that stands for an ellipse
 _AREAS = {"rectangle", "polygon", "ellipse"}
+_WAYS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])  # from a window's middle to its corners
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,23 @@ def whole(plane: Plane) -> tuple[Region, ...]:
     return (Region((slice(0, height), slice(0, width))),)
 
 
-def in_view(plane: Plane) -> tuple[Region, ...]:
+def in_view(plane: Plane, viewer: napari.viewer.Viewer) -> tuple[Region, ...]:
     """What the window shows of the plane.
+
+    Not the layer's `corner_pixels`: of a pyramid they are those of the part that is loaded, which
+    stays the same while the window goes nearer.
 
     Raises
     ------
     CdalError
         If it shows nothing of it.
     """
-    layer = plane.layer
-    step = layer.downsample_factors[layer.data_level][-2:] if layer.multiscale else (1.0, 1.0)
-    (top, left), (bottom, right) = layer.corner_pixels[:, -2:] * step
-    end = (bottom + step[0], right + step[1])
-    region = _within(plane, (top, left), end)
+    camera = viewer.scene.camera
+    half = np.asarray(viewer.canvas.viewbox_size(viewer.layers), float) / camera.zoom / 2
+    corners = np.tile(np.asarray(viewer.dims.point, float), (len(_WAYS), 1))
+    corners[:, -2:] = camera.center[-2:] + half * _WAYS
+    points = np.array([plane.layer.world_to_data(corner)[-2:] for corner in corners])
+    region = _within(plane, points.min(axis=0), np.ceil(points.max(axis=0)) + 1)
     if region is None:
         raise CdalError("the window shows nothing of the layer", "move it into sight")
     return (region,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cdal_engine.io.zarr_arrays import open_array
 from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
 from .sources import source_layers
 
-__all__ = ["pyramid", "results_layers"]
+__all__ = ["pyramid", "results_layers", "saved_labels"]
 
 _BOX = frozenset({"y0", "x0", "y1", "x1"})  # columns in the image's pixels, not the layer's
 
@@ -48,14 +49,33 @@ def results_layers(folder: Path) -> list[LayerData]:
     return layers
 
 
+def saved_labels(path: Path) -> list[LayerData]:
+    """The layer of labels saved as OME-Zarr; none if the folder holds something else."""
+    with suppress(KeyError, TypeError, OSError, ValueError):  # `open_source` says what is wrong
+        if "image-label" in _ome(path):
+            with decoding(path):
+                levels, placement = pyramid(path)
+                many = len(levels) > 1  # a pyramid cannot be painted on, an array in memory can
+                data = levels if many else np.asarray(levels[0])
+            return [(data, {"name": path.name, **placement, "multiscale": many}, "labels")]
+    return []
+
+
 def _image(record: dict[str, Any]) -> list[LayerData]:
-    """The segmented image; a warning instead where it was moved or is another one now."""
+    """The segmented image; a warning instead where it was moved or is another one now.
+
+    Its pixels are as large as the run took them to be, which may not be what the file says.
+    """
     path = Path(str(record["input"]["path"]))
     try:
         source = open_source(path)
         if list(source.shape) != record["input"]["shape"]:
             raise CdalError("is not the image that was segmented", "open that one by hand", path)
-        return source_layers(source)
+        layers = source_layers(source)
+        if record["mpp"] is not None and source.affine is None:
+            for _, arguments, _ in layers:
+                arguments |= {"scale": (record["mpp"],) * 2, "units": (_unit(True),) * 2}
+        return layers
     except CdalError as error:
         show_warning(f"Results are shown without their image. {error.at(path)}")
         return []

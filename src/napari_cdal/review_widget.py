@@ -28,6 +28,7 @@ from .corrections import (
     scopes,
 )
 from .learn_page import LearnPage
+from .menus import refresh
 from .picking import Picking
 from .results import METADATA_KEY
 from .review import COLOURS, ORDERS, Review
@@ -159,8 +160,8 @@ class ReviewWidget(Container[Widget]):
 
     def reset_choices(self, *_: Any) -> None:
         """Follow the viewer's layers; napari calls it when one comes, goes or is renamed."""
-        self.source.reset_choices()
-        self.scope.reset_choices()
+        refresh(self.source)
+        refresh(self.scope)
 
     def _show(self, *_: object) -> None:
         """Show how far it is, and what is under review."""
@@ -213,7 +214,7 @@ class ReviewWidget(Container[Widget]):
         check_reviewable(layer)
         notes = self._take_copy(layer)
         assert self.copy is not None
-        box = box_of(layer, self.scope.value, self.copy.regions(reviewed=True))
+        box = box_of(self._viewer, layer, self.scope.value, self.copy.regions(reviewed=True))
         if corrected_name(layer) in self._viewer.layers:
             self._viewer.layers[corrected_name(layer)].visible = False
         self.review = Review(self._viewer, layer, self.copy, box, self._show)

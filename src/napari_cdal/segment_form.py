@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QLabel,
     QScrollArea,
     QSizePolicy,
+    QSlider,
     QWidget,
 )
 
@@ -26,7 +27,9 @@ from cdal_engine.config import ModelConfig
 from .results import ATTENTION_NOTE
 from .settings import Preferences
 
-__all__ = ["SegmentForm", "describe", "devices"]
+__all__ = ["VOLUME", "SegmentForm", "describe", "devices"]
+
+VOLUME = "whole volume"  # a scope
 
 _MAPS = (
     ("probability", "Probability", "Mean of the samples."),
@@ -100,6 +103,7 @@ class SegmentForm:
         self.about.setTextFormat(Qt.TextFormat.PlainText)
         self.model.changed.connect(self._on_model)
         self.steps.changed.connect(self._on_steps)
+        self.scope.changed.connect(self._on_steps)
         self._on_model()
         self.native = _Scrolled(self._rows())
 
@@ -141,6 +145,8 @@ class SegmentForm:
         rows.addRow(QLabel("Change the result at once"))
         for slider in (self.threshold, self.min_area):
             self._add(rows, slider)
+            for groove in slider.native.findChildren(QSlider):  # a click on it moves ten steps
+                groove.setPageStep(10 * groove.singleStep())
         return rows
 
     def _add(self, rows: QFormLayout, field: ValueWidget[Any]) -> None:
@@ -178,9 +184,10 @@ class SegmentForm:
             self._on_steps()  # the same steps of another model
 
     def _on_steps(self, *_: object) -> None:
-        """One deterministic pass has no samples, and no discriminator looks at it."""
+        """One deterministic pass has no samples; it and volumes have no attention."""
         sampled = self.steps.value != 0
         looked_at = self.config is None or self.config.network.has_discriminator
+        looked_at = looked_at and self.scope.value != VOLUME
         for field in (self.samples, self.seed):
             field.enabled = sampled
         for name in _STACKS:
@@ -203,8 +210,9 @@ class _Scrolled(QScrollArea):
         self.setMinimumHeight(80)
 
     def sizeHint(self) -> QSize:
-        """Ask for the whole form."""
-        return self._form.sizeHint()
+        """Ask for the whole form, and the frame that the theme draws around it."""
+        frame = 2 * self.frameWidth()
+        return self._form.sizeHint() + QSize(frame, frame)
 
     def showEvent(self, event: QShowEvent | None) -> None:
         """Learn the width now: the theme, known only when shown, adds to it."""

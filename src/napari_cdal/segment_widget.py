@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
+from napari.layers import Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, QTimer
@@ -17,6 +19,7 @@ from cdal_engine.errors import CdalError
 from cdal_engine.weights import available
 
 from .chosen import Chosen
+from .menus import refresh
 from .planes import full_resolution
 from .settings import preferences
 from .shown import ShownRun
@@ -34,6 +37,7 @@ __all__ = ["SegmentWidget"]
 
 _POLL = 100  # milliseconds between looks at a run's progress
 _BAR = 1000  # steps of the progress bar
+_LATER = 200  # milliseconds: a window that moves is looked at once it rests
 
 
 class SegmentWidget(Container[Widget]):
@@ -79,11 +83,27 @@ class SegmentWidget(Container[Widget]):
         self._timer = QTimer(self.native)
         self._timer.setInterval(_POLL)
         self._timer.timeout.connect(self._show_progress)
+        self._hint = ""  # what the status line says where it tells of no run
+        self._shapes: Shapes | None = None  # the regions whose changes are followed
+        self._later = QTimer(self.native)
+        self._later.setSingleShot(True)
+        self._later.setInterval(_LATER)
+        self._later.timeout.connect(self._renew_hint)
+        camera, dims = napari_viewer.scene.camera.events, napari_viewer.dims.events
+        self._moves: tuple[Any, ...] = (
+            camera.center,
+            camera.zoom,
+            dims.current_step,
+            dims.ndisplay,
+        )
+        for moved in self._moves:
+            moved.connect(self._on_moved)
         self.form.image.changed.connect(self._on_image)
         self.form.model.changed.connect(self._fill_resolution)
-        self.form.model.changed.connect(self.form.scope.reset_choices)
+        self.form.model.changed.connect(partial(refresh, self.form.scope))
         form = self.form
-        for field in (form.mpp, form.scope, form.samples, form.steps, form.wanted["steps"]):
+        form.scope.changed.connect(self._on_scope)
+        for field in (form.mpp, form.samples, form.steps, form.wanted["steps"]):
             field.changed.connect(self._show_hint)
         for slider in (self.form.threshold, self.form.min_area):
             slider.changed.connect(self._on_cut)
@@ -119,10 +139,8 @@ class SegmentWidget(Container[Widget]):
 
     def reset_choices(self, *_: Any) -> None:
         """Follow the viewer's layers; napari calls it when one comes, goes or is renamed."""
-        self.form.image.reset_choices()
-        self.form.scope.reset_choices()
-        if self.form.image.value is None:
-            self._on_image()
+        refresh(self.form.image)
+        refresh(self.form.scope)
 
     def _on_image(self, *_: object) -> None:
         """Follow the chosen layer's resolution."""
@@ -132,7 +150,7 @@ class SegmentWidget(Container[Widget]):
                 for event in ("scale", "affine", "units") if watched is not None else ():
                     getattr(getattr(watched.events, event), act)(self._fill_resolution)
             self._chosen.layer = layer
-            self.form.scope.reset_choices()
+            refresh(self.form.scope)
             self._fill_resolution()
         self._show_hint()  # a rename keeps what was entered
 
@@ -146,7 +164,25 @@ class SegmentWidget(Container[Widget]):
     def _show_hint(self, *_: object) -> None:
         """Say before a run what it will take, or why it will be refused."""
         if not self.running:
-            self._say(self._chosen.hint())
+            self._hint = sentence(self._chosen.hint())
+            self._say(self._hint)
+
+    def _on_scope(self, *_: object) -> None:
+        """Follow the shapes that are chosen while they are drawn."""
+        scope = self.form.scope.value
+        old, self._shapes = self._shapes, scope if isinstance(scope, Shapes) else None
+        for shapes, act in ((old, "disconnect"), (self._shapes, "connect")):
+            if shapes is not None:
+                getattr(shapes.events.data, act)(self._on_moved)
+        self._show_hint()
+
+    def _on_moved(self, *_: object) -> None:
+        self._later.start()
+
+    def _renew_hint(self) -> None:
+        """Say anew what a run will take, unless the line tells of a run."""
+        if self.status.value == self._hint:
+            self._show_hint()
 
     def _on_run(self) -> None:
         if not self.running:
@@ -166,7 +202,8 @@ class SegmentWidget(Container[Widget]):
         try:
             run = Run(job())
         except CdalError as error:
-            self._say(str(error))
+            self._hint = sentence(str(error))
+            self._say(self._hint)
             show_error(str(error))
             return
         worker = start(run)
@@ -313,6 +350,11 @@ class SegmentWidget(Container[Widget]):
         """Let a running worker stop unheard: this widget is going away."""
         worker, self._worker, self._run, self._cutter = self._worker, None, None, None
         self._shown.clear()
+        for moved in self._moves:
+            moved.disconnect(self._on_moved)
+        if self._shapes is not None:
+            self._shapes.events.data.disconnect(self._on_moved)
+        self._moves, self._shapes = (), None
         if worker is not None:
             worker.quit()
             with suppress(RuntimeError):  # Qt may have deleted the worker's signals already

@@ -44,6 +44,8 @@ def _line(answer: Answer) -> str:
     shape, mask = segmentation.labels.shape, answer.mask
     pixels = math.prod(shape) if mask is None else int(np.count_nonzero(mask))
     area = pixels * (segmentation.mpp / 1000) ** 2 if segmentation.mpp else None
+    if answer.config.target == "classes":  # how densely pieces of a class lie says nothing
+        area = None
     said = counted(count, 0, segmentation.counts, segmentation.mpp, area)
     seconds = f"{segmentation.seconds:.1f} s on {answer.facts['device']}"
     text = f"{name.capitalize()}{count} object{'s' * (count != 1)} in {seconds}"

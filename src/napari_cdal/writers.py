@@ -37,7 +37,7 @@ def write_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         corner = in_micrometres(layer, np.zeros(layer.ndim))[-2:]
         write_labels(aside, _plane(layer), _pixel_size(layer), tuple(corner.tolist()))
 
-    return _saved(path, data, meta, write)
+    return _saved(path, data, meta, write, ".ome.zarr", ".zarr")
 
 
 def write_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -48,7 +48,7 @@ def write_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 
         write_plane(aside, _ids(layer), _pixel_size(layer))
 
-    return _saved(path, data, meta, write)
+    return _saved(path, data, meta, write, ".tif", ".tiff")
 
 
 def write_nifti(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -72,7 +72,7 @@ def write_nifti(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         # Last axis first, as NIfTI counts: of a volume read here, the file's own order.
         write_placed_labels(aside, labels.T, ras_affine(matrix[:, (2, 1, 0, 3)]))
 
-    return _saved(path, data, meta, write)
+    return _saved(path, data, meta, write, ".nii.gz", ".nii")
 
 
 def write_geojson(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -93,13 +93,21 @@ def write_geojson(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         with GeoJsonWriter(aside, name, mpp, shape, pixel, corner) as outlines:
             outlines.add(found.labels, found.objects)
 
-    return _saved(path, data, meta, write)
+    return _saved(path, data, meta, write, ".geojson")
 
 
-def _saved(path: str, data: Any, meta: dict[str, Any], write: _Write) -> list[str]:
-    """Write aside, then rename; napari has asked before a file is replaced, and shows errors."""
+def _saved(path: str, data: Any, meta: dict[str, Any], write: _Write, *suffixes: str) -> list[str]:
+    """Write aside, then rename; napari has asked before a file is replaced, and shows errors.
+
+    Its dialog leaves a name as it was typed: one without a suffix gets the first, so that readers
+    know the file.
+    """
     target = Path(path)
     try:
+        if not target.name.lower().endswith(suffixes):
+            target = target.with_name(target.name + suffixes[0])
+            if target.exists():  # nobody was asked about this one
+                raise CdalError("exists already", "choose another name")
         if target.is_dir():
             raise CdalError("exists already", "choose another name")
         with writing(target):
@@ -111,7 +119,7 @@ def _saved(path: str, data: Any, meta: dict[str, Any], write: _Write) -> list[st
                 shutil.rmtree(aside, ignore_errors=True)
     except CdalError as error:
         raise error.at(target) from None
-    return [path]
+    return [str(target)]
 
 
 def _ids(layer: Labels) -> NDArray[np.uint32]:

@@ -348,7 +348,7 @@ def test_a_slice_is_normalised_by_its_volume(viewer: Any, mri: SegmentWidget, qt
         viewer.layers.remove(layer)
     viewer.dims.set_current_step(0, 3)
     mri.form.scope.value = "whole image"
-    run(mri, qtbot)
+    assert "per mm²" not in run(mri, qtbot)  # a class is not counted
     labels = viewer.layers[-1]
     assert labels.data.shape == (1, *volume.shape[1:])
     at = round(viewer.layers[0].world_to_data(viewer.dims.point)[0])
@@ -375,6 +375,8 @@ def test_preferences_are_what_the_form_starts_with(
     widget.run_button.native.click()
     assert not widget.running
     assert names(viewer) == ["large"]
+    chosen.memory_gb = 100  # as the message says
+    assert "the limit is" not in widget._chosen.hint()
 
 
 def test_a_second_run_waits_for_the_first(

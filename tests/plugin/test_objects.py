@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from qtpy.QtCore import QPoint, Qt
 
+from napari_cdal.histograms import Histograms
 from napari_cdal.objects_table import ObjectsModel
 from napari_cdal.objects_widget import ObjectsWidget
 
@@ -151,6 +152,7 @@ def test_a_runs_objects_and_their_histograms(
     assert [a.get_xlabel() for a in axes()] == ["area (µm²)", "score"]
     for a in axes():
         assert sum(bar.get_height() for bar in a.patches) == len(labels.features)
+        assert all(float(tick).is_integer() for tick in a.get_yticks())
     segment._dock.hide()
     segment.objects_button.native.click()
     assert segment._objects is widget  # one table is enough
@@ -159,3 +161,13 @@ def test_a_runs_objects_and_their_histograms(
     segment.objects_button.native.click()
     assert segment._objects is not widget
     assert segment._objects.layer is labels
+
+
+def test_an_area_is_drawn_once(qtbot: Any) -> None:
+    """Results have it in µm² and in pixels."""
+    histograms = Histograms("white")
+    qtbot.addWidget(histograms)
+    values = np.arange(5.0)
+    histograms.show_features(pd.DataFrame(dict.fromkeys(("area_px", "area_um2", "score"), values)))
+    qtbot.waitUntil(lambda: bool(histograms.figure.axes), timeout=20_000)
+    assert [a.get_xlabel() for a in histograms.figure.axes] == ["area (µm²)", "score"]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
+from PIL import Image
 
 from cdal_engine.cli import app
 from cdal_engine.io.discovery import open_source
@@ -212,6 +213,26 @@ def test_results_of_a_slide_lie_on_it(viewer: Any, tiny_model: Path, tmp_path: P
     np.testing.assert_allclose(
         labels.extent.world, image.extent.world, atol=1
     )  # µm: their pixels differ in size
+
+
+def test_results_lie_on_an_image_whose_resolution_was_given(
+    viewer: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """With --mpp, which the file does not know."""
+    from typer.testing import CliRunner
+
+    image = tmp_path / "tile.png"
+    Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(image)
+    options = ["-o", str(tmp_path / "out"), "--model", str(tiny_model), "--steps", "0"]
+    options += ["--mpp", "0.5", "--save", "labels,probability"]
+    done = CliRunner().invoke(app, ["segment", str(image), *options])
+    assert done.exit_code == 0, done.output
+    layers = opened(viewer, tmp_path / "out" / image.name)
+    assert len(layers) == 3
+    for layer in layers:
+        np.testing.assert_allclose(layer.extent.world, layers[0].extent.world)
+        assert [str(unit) for unit in layer.units] == ["micrometer"] * 2
+        np.testing.assert_allclose(layer.scale, (0.5, 0.5))
 
 
 def test_the_menu_opens_a_pyramid_in_a_tiff(viewer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from napari.layers import Labels
 from npe2 import PluginManifest
 from ome_zarr_models.v05 import Image as OmeImage
 
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.samples import mri_path
+from napari_cdal.writers import write_geojson, write_nifti, write_tiff, write_zarr
 
 from .test_manifest import MANIFEST
 
@@ -116,3 +118,31 @@ def test_what_cannot_be_saved_is_said_and_nothing_touched(
     with pytest.raises(CdalError, match=r"labels\.ome\.zarr: .*\(.*\)$"):
         layer.save(str(path), plugin="napari-cdal")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("suffix", [".ome.zarr", ".nii.gz"])
+def test_saved_labels_are_labels_again(viewer: Any, tmp_path: Path, suffix: str) -> None:
+    layer = viewer.add_labels(LABELS, **PLACED)
+    path = saved(layer, tmp_path / f"labels{suffix}")
+    (again,) = viewer.open(str(path), plugin="napari-cdal")
+    assert isinstance(again, Labels)
+    data = again.data[0] if again.multiscale else again.data
+    np.testing.assert_array_equal(np.squeeze(data), LABELS)
+    factor = 1000 if suffix == ".nii.gz" else 1  # millimetres
+    np.testing.assert_allclose(again.extent.world[:, -2:] * factor, layer.extent.world, rtol=1e-5)
+
+
+def test_a_name_without_suffix_gets_one(tmp_path: Path) -> None:
+    """As typed into napari's dialog, which adds none."""
+    for write, suffix in (
+        (write_zarr, ".ome.zarr"),
+        (write_tiff, ".tif"),
+        (write_nifti, ".nii.gz"),
+        (write_geojson, ".geojson"),
+    ):
+        typed = str(tmp_path / "case 1.2")
+        assert write(typed, LABELS, {}) == [typed + suffix]
+        assert Path(typed + suffix).exists()
+        with pytest.raises(CdalError, match="exists already"):  # napari asked about another name
+            write(typed, LABELS, {})
+    assert len(list(tmp_path.iterdir())) == 4

@@ -14,7 +14,14 @@ from ..errors import CdalError
 from .levels import Level
 from .source import Pixels, Source
 
-__all__ = ["directions", "needed", "volume_source", "write_placed_labels", "write_volume_labels"]
+__all__ = [
+    "directions",
+    "needed",
+    "says_labels",
+    "volume_source",
+    "write_placed_labels",
+    "write_volume_labels",
+]
 
 _SCANNER = 1  # NIfTI's code for coordinates of the scanner
 
@@ -136,7 +143,14 @@ def write_placed_labels(
     image.set_qform(affine, _SCANNER)
     image.set_sform(affine, _SCANNER)
     image.header.set_xyzt_units("mm")
+    image.header.set_intent("label")
     nib.save(image, path)
+
+
+def says_labels(path: Path) -> bool:
+    """Whether a NIfTI file says of itself that it holds labels; many that do, do not."""
+    nib: Any = needed("nibabel")
+    return bool(_load(nib, path).header.get_intent()[0] == "label")
 
 
 def _load(nib: Any, path: Path) -> Any:

@@ -1,0 +1,135 @@
+"""The Segment form: what it offers follows the viewer, and what it says stays true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QSlider
+
+from napari_cdal.review_widget import ReviewWidget
+from napari_cdal.segment_widget import SegmentWidget
+
+pytestmark = pytest.mark.gui
+
+SQUARE = np.array([[10, 10], [10, 60], [50, 60], [50, 10]], float)
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    return make_napari_viewer(show=True)  # a window that is not drawn shows nothing
+
+
+def test_what_is_renamed_stays_chosen(viewer: Any, docked: Any, tile: NDArray[np.uint8]) -> None:
+    viewer.add_image(tile, name="first", rgb=True)
+    second = viewer.add_image(tile[:50], name="second", rgb=True)
+    shapes = viewer.add_shapes([SQUARE], name="areas")
+    widget = docked(viewer)
+    widget.form.image.value, widget.form.scope.value = second, shapes
+    second.name, shapes.name = "biopsy", "tumour"
+    assert widget.form.image.value is second
+    assert widget.form.image.native.currentText() == "biopsy"
+    assert widget.form.scope.value is shapes
+    viewer.layers.remove(second)
+    assert widget.form.image.value is viewer.layers["first"]
+
+
+def test_labels_that_are_renamed_stay_chosen_for_review(viewer: Any) -> None:
+    viewer.add_labels(np.eye(40, dtype=np.int32), name="first")
+    second = viewer.add_labels(np.eye(60, dtype=np.int32), name="second")
+    widget = ReviewWidget(viewer)
+    viewer.window.add_dock_widget(widget)
+    widget.source.value = second
+    second.name = "biopsy"
+    assert widget.source.value is second
+
+
+def test_a_volume_is_offered_first_and_has_no_attention(
+    viewer: Any, qtbot: Any, tiny_model: Path, tiny_volume_model: Path
+) -> None:
+    viewer.add_image(np.zeros((5, 40, 50), np.float32), name="stack")
+    widget = SegmentWidget(viewer, {"tiny": tiny_model, "mri": tiny_volume_model})
+    viewer.window.add_dock_widget(widget)
+    form, attention = widget.form, widget.form.wanted["attention"]
+    assert list(form.scope.choices) == ["whole image", "current view"]
+    form.model.value = "mri"
+    assert list(form.scope.choices) == ["whole volume", "whole image", "current view"]
+    assert (form.scope.value, attention.enabled) == ("whole volume", False)
+    form.scope.value = "whole image"
+    assert attention.enabled
+    viewer.dims.ndisplay = 3
+    widget.run_button.native.click()
+    assert "the viewer shows a volume" in widget.status.value.lower()
+    viewer.dims.ndisplay = 2
+    qtbot.waitUntil(lambda: "50 × 40 pixels" in widget.status.value, timeout=10_000)
+
+
+def test_the_hint_follows_shapes_and_window(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(tile, name="tile", rgb=True, scale=(0.25, 0.25), units=("um", "um"))
+    shapes = viewer.add_shapes(name="areas", ndim=2, scale=(0.25, 0.25), units=("um", "um"))
+    widget = docked(viewer)
+    widget.form.scope.value = shapes
+    assert "no region of 'areas'" in widget.status.value.lower()
+    shapes.add_rectangles(SQUARE)
+    qtbot.waitUntil(lambda: widget.status.value == "51 × 41 pixels.", timeout=10_000)
+    viewer.scene.camera.zoom = 1
+    widget.form.scope.value = "current view"
+    assert widget.status.value == "120 × 96 pixels."
+    viewer.scene.camera.zoom = 200
+    qtbot.waitUntil(lambda: widget.status.value != "120 × 96 pixels.", timeout=10_000)
+    widget.status.value = "what a run has found"
+    viewer.scene.camera.zoom = 50
+    qtbot.wait(400)
+    assert widget.status.value == "what a run has found"
+
+
+def test_the_view_of_a_pyramid_is_what_the_window_shows(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    """And not the part that is loaded, which stays as large when the window goes nearer."""
+    image = np.tile(tile, (12, 10, 1))
+    levels = [image, image[::2, ::2]]
+    layer = viewer.add_image(levels, name="slide", rgb=True, multiscale=True)
+    widget = docked(viewer)
+    camera = viewer.scene.camera
+    camera.center, camera.zoom = (500, 600), 4
+    qtbot.waitUntil(lambda: layer.data_level == 0, timeout=10_000)
+    camera.zoom = 20
+    qtbot.wait(300)
+    height, width = viewer.canvas.size
+    widget.form.scope.value = "current view"
+    ((rows, columns),) = (region.box for region in widget._chosen.job().regions)
+    assert rows.start == np.floor(500 - height / 40)
+    assert columns.stop == np.ceil(600 + width / 40) + 1
+
+
+def test_a_click_beside_the_handle_moves_a_slider(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(tile, name="tile", rgb=True)
+    form = docked(viewer).form
+    for slider, moved in ((form.threshold, 0.1), (form.min_area, 5.0)):
+        slider.enabled = True
+        before = slider.value
+        (groove,) = slider.native.findChildren(QSlider)
+        at = QPoint(groove.width() - 3, groove.height() // 2)
+        qtbot.mouseClick(groove, Qt.MouseButton.LeftButton, pos=at)
+        assert slider.value == pytest.approx(before + moved)
+
+
+def test_where_there_is_room_the_form_does_not_scroll(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.window.resize(1400, 1000)
+    viewer.add_image(tile, name="tile", rgb=True)
+    form = docked(viewer).form
+    qtbot.wait(200)
+    assert form.native.height() < 800
+    assert not form.native.verticalScrollBar().isVisible()
