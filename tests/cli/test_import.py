@@ -51,6 +51,7 @@ def run_of(folder: str) -> dict[str, Any]:
     return dict(json.loads((Path(folder) / "he.png" / "run.json").read_text()))
 
 
+@pytest.mark.slow
 def test_import_then_segment_a_real_image(parity_data: Path, cdal: Callable, image: Path) -> None:
     assert "imported" in cdal_process("models", "import", *arguments(parity_data, "rgb_tiny"))
     options = ["--model", "rgb_tiny", "--device", "cpu", "--samples", 2]

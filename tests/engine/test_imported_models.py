@@ -142,7 +142,7 @@ def test_our_own_models_have_no_tile_mode(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["overlap", "published"])
-@pytest.mark.parametrize("mpp", [2.0, 1.3])
+@pytest.mark.parametrize("mpp", [pytest.param(2.0, marks=pytest.mark.slow), 1.3])
 def test_order_region_and_batch_change_no_bit(
     imported: Segmenter, mode: str, mpp: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,8 +101,16 @@ def test_memory_is_what_it_is_said_to_be(name: str) -> None:
     assert 0.9 * peaks[2] < encoding + 8 * sample < 1.35 * peaks[2]
 
 
-@pytest.mark.parametrize("size", [None, "large", "small"])
-@pytest.mark.parametrize("name", list(PUBLISHED))
+# The quickest of each network; the other pairs take minutes.
+QUICK = {("lung", "small"), ("monuseg", "large"), ("hippocampus", None)}
+PAIRS = [
+    pytest.param(name, size, marks=() if (name, size) in QUICK else pytest.mark.slow)
+    for name in PUBLISHED
+    for size in (None, "large", "small")
+]
+
+
+@pytest.mark.parametrize(("name", "size"), PAIRS)
 def test_memory_of_imported_models_is_what_it_is_said_to_be(name: str, size: str | None) -> None:
     parameters = {**COMMON, **PUBLISHED[name][0], "discriminator": size}
     config = model_config(network_config(parameters))
@@ -137,7 +145,15 @@ def test_what_goes_through_at_once_fits_the_budget(samples: int, edge: int) -> N
         assert taken + edge**2 * sample > budget
 
 
-@pytest.mark.parametrize("at_once", [AtOnce(1, 1), AtOnce(1, 2), AtOnce(2, 3), AtOnce(5, 5)])
+@pytest.mark.parametrize(
+    "at_once",
+    [
+        AtOnce(1, 1),
+        pytest.param(AtOnce(1, 2), marks=pytest.mark.slow),
+        pytest.param(AtOnce(2, 3), marks=pytest.mark.slow),
+        AtOnce(5, 5),
+    ],
+)
 def test_how_much_goes_through_at_once_hardly_matters(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, at_once: AtOnce
 ) -> None:

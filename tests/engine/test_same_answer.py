@@ -107,7 +107,10 @@ def run_tiles(model: Model, image: np.ndarray, mpp: float, tile: int, **changes:
         return vars(replace(inference, **changes).run(x, (0, 0), grid.box, tiles))
 
 
-@pytest.mark.parametrize(("mpp", "height", "width"), [(0.25, 201, 133), (0.499, 230, 170)])
+@pytest.mark.parametrize(
+    ("mpp", "height", "width"),
+    [(0.25, 201, 133), pytest.param(0.499, 230, 170, marks=pytest.mark.slow)],
+)
 def test_order_of_tiles_changes_no_bit_and_batches_hardly_any(
     tiny_model: Path, mpp: float, height: int, width: int
 ) -> None:

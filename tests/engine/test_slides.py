@@ -182,7 +182,7 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, error
 
 
-@pytest.mark.parametrize("more", [(), ("probability",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("probability",), marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_ends_the_same(
     slide: Path, tiny_model: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:

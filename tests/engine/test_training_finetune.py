@@ -107,6 +107,7 @@ def test_the_trunk_learns_after_its_share_but_its_statistics_do_not(
         assert torch.equal(value, after[name]) == ("running" in name or "tracked" in name), name
 
 
+@pytest.mark.slow
 def test_a_frozen_run_resumes_bit_identical(old: Model, tmp_path: Path) -> None:
     data = make(tmp_path / "data", 5, PINK)
     config = gently(old.config, checkpoint_every=1e-9)
@@ -133,6 +134,7 @@ def test_a_frozen_run_resumes_bit_identical(old: Model, tmp_path: Path) -> None:
             assert torch.equal(value, resumed.learner.average.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_it_adapts_to_another_stain_and_says_by_how_much(old: Model, tmp_path: Path) -> None:
     data = make(tmp_path / "data", 6, PINK)
     config = gently(old.config, steps=40, batch_size=4, learning_rate=3e-3, ema_decay=0.8)
