@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["SegmentWidget"]
 
 _POLL = 100  # milliseconds between looks at a run's progress
+_EDITED = "The labels were edited and stay as they are (run again for others)"
 _BAR = 1000  # steps of the progress bar
 _LATER = 200  # milliseconds: a window that moves is looked at once it rests
 
@@ -193,7 +194,7 @@ class SegmentWidget(Container[Widget]):
         if self.running:
             return
         if self._shown.edited:
-            self._say("The labels were edited and stay as they are (run again for others)")
+            self._say(_EDITED)
             return
         self._start(lambda: self._chosen.more(self._shown.answers), self._shown)
 
@@ -290,13 +291,16 @@ class SegmentWidget(Container[Widget]):
         if self.running or self._cutter is not None or not self._shown.present:
             return
         if self._shown.edited:
-            self._say("The labels were edited and stay as they are (run again for others)")
+            self._say(_EDITED)
             return
         wanted = (self.form.threshold.value, self.form.min_area.value)
         worker = create_worker(self._shown.recut, *wanted, _start_thread=False)
 
         def show(cut: dict[int, Answer]) -> None:
             if self._cutter is not worker:  # closed, or another run began
+                return
+            if self._shown.edited:  # meanwhile
+                self._say(_EDITED)
                 return
             for part, answer in cut.items():
                 self._shown.show(part, answer)
@@ -324,6 +328,7 @@ class SegmentWidget(Container[Widget]):
     def _set_running(self, running: bool) -> None:
         self.run_button.enabled = not running
         self.cancel_button.enabled = running
+        self._shown.hold(running)
         can_grow = any(answer.can_grow for answer in self._shown.answers.values())
         self.more_button.enabled = not running and self._shown.present and can_grow
 
@@ -344,6 +349,7 @@ class SegmentWidget(Container[Widget]):
 
     def _on_parent(self, parent: object) -> None:
         if parent is None:
+            self._shown.hold(False)
             self._abandon()
 
     def _abandon(self, *_: object) -> None:

@@ -35,6 +35,14 @@ class ShownRun:
         self._layers: dict[int, dict[str, Layer]] = {}
         self._pending: list[tuple[int, str, LayerData]] = []
         self._ours: dict[int, Any] = {}  # labels as they were put there
+        self._held = False
+
+    def hold(self, held: bool) -> None:
+        """Let nobody paint on labels while a run goes on: it may replace them."""
+        self._held = held
+        for layers in self._layers.values():
+            if "labels" in layers:
+                layers["labels"].editable = not held
 
     def show(self, part: int, answer: Answer) -> None:
         """Have the layers of a region follow a newer answer."""
@@ -74,7 +82,7 @@ class ShownRun:
             if isinstance(layer, Labels):
                 layer.features = arguments["features"]
         if isinstance(layer, Labels):
-            layer.editable = not self.answers[part].so_far  # what is painted now would be lost
+            layer.editable = not self._held
             self._ours[part] = data.copy()
         return True
 

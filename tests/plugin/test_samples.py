@@ -50,8 +50,12 @@ def test_three_samples_and_two_are_five(
     form.samples.value = 3
     run(widget, qtbot)
     form.samples.value = 2
+    labels = viewer.layers[-1]
+    assert labels.editable
     qtbot.mouseClick(widget.more_button.native, Qt.MouseButton.LeftButton)
+    assert not labels.editable  # what is painted now would be lost
     wait(widget, qtbot)
+    assert labels.editable
     (more,) = widget._shown.answers.values()
     layers = {layer.name.split(":")[0]: layer for layer in viewer.layers}
     assert len([name for name in names(viewer) if name.startswith("labels")]) == 1

@@ -137,6 +137,7 @@ def test_cancel_keeps_what_is_finished_and_frees_the_form(
     labels = viewer.layers[-1]
     assert set(labels.features["index"]) == set(np.unique(labels.data)) - {0}
     assert (widget.run_button.enabled, widget.cancel_button.enabled) == (True, False)
+    assert labels.editable
     viewer.layers.clear()
     viewer.add_image(tile, rgb=True)
     assert "objects in" in run(widget, qtbot)
