@@ -18,6 +18,7 @@ from qtpy.QtWidgets import QSizePolicy, QSplitter
 
 from .histograms import Histograms
 from .objects_table import ObjectsModel, ObjectsTable
+from .planes import full_resolution
 
 if TYPE_CHECKING:
     import napari
@@ -39,6 +40,7 @@ class ObjectsWidget(Container[Widget]):
         super().__init__(labels=False)
         self._viewer = napari_viewer
         self._layer: Labels | None = None
+        self._features: Any = None  # as they are shown
         self._following = False  # whether the selection is being brought to the other side
         self.title = Label(value=_NONE)
         self.model = ObjectsModel()
@@ -97,7 +99,7 @@ class ObjectsWidget(Container[Widget]):
     def _slots(self, layer: Labels) -> tuple[tuple[Any, Any], ...]:
         events = layer.events
         return (
-            (events.features, self._fill),
+            (events.features, self._renew),
             (events.selected_label, self._select_row),
             (events.name, self._name),
         )
@@ -111,10 +113,26 @@ class ObjectsWidget(Container[Widget]):
             self.table.setVisible(False)
             return
         self.table.setVisible(True)
+        self._features = layer.features
         self.model.show(layer.features)
         self.histograms.show_features(layer.features)
         self._name()
         self._select_row()
+
+    def _renew(self, *_: object) -> None:
+        """Show newer features; what was selected is found again by its place: ids may be new."""
+        layer = self._layer
+        if layer is None or layer.features is self._features:  # napari says so of new data, too
+            return
+        row = self.model.row(int(layer.selected_label))
+        at = None if row is None else self.model.position(row)
+        self._fill()
+        if at is None:
+            return
+        if label := _label_at(layer, at):
+            layer.selected_label = label
+        else:
+            self.table.clearSelection()
 
     def _name(self, *_: object) -> None:
         if self._layer is not None:
@@ -184,6 +202,14 @@ class ObjectsWidget(Container[Widget]):
             for event, slot in self._slots(layer):
                 event.disconnect(slot)
             layer.mouse_drag_callbacks.remove(self._on_press)
+
+
+def _label_at(layer: Labels, position: tuple[float, float]) -> int:
+    """Label at (y, x) in the layer's pixels."""
+    data = full_resolution(layer)
+    size = data.shape[-2:]
+    inside = (int(np.clip(round(p), 0, n - 1)) for p, n in zip(position, size, strict=True))
+    return int(data[(*(0,) * (layer.ndim - 2), *inside)])
 
 
 def _has_table(layer: Labels) -> bool:

@@ -101,6 +101,7 @@ class Run:
         self.fraction = 0.0  # of the work
         self.stopped: Callable[[], bool] = lambda: False
         self._since = 0.0  # when the first pass was done
+        self._first = 0.0  # the work that it was
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return f"segmentation of {self.job.plane.name!r}"
@@ -255,8 +256,9 @@ class Run:
             raise Cancelled
 
     def _report(self, done: float, total: float) -> bool:
-        self._since = self._since or time.monotonic()
         self.fraction = (self.part + done / total) / max(len(self.job.regions), 1)
+        if not self._since:
+            self._since, self._first = time.monotonic(), self.fraction
         return not self.stopped()
 
     def _report_slices(self, number: int, runs: int, done: int, total: int) -> bool:
@@ -270,8 +272,9 @@ class Run:
         if len(self.job.regions) > 1:
             what.append(f"region {self.part + 1} of {len(self.job.regions)}")
         what.append(f"{self.fraction:.0%}")
-        if 0 < self.fraction < 1:
-            left = (time.monotonic() - self._since) * (1 / self.fraction - 1)
+        if self._first < self.fraction < 1:
+            seconds = (time.monotonic() - self._since) / (self.fraction - self._first)
+            left = seconds * (1 - self.fraction)
             what.append(f"about {left:.0f} s left")
         return ", ".join(what)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+from napari.layers import Image as Layer
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,8 +31,11 @@ from cdal_engine.model import Model
 from cdal_engine.samples import he_path, mri_path
 from cdal_engine.segmenter import Segmentation, Segmenter
 from napari_cdal.live import Options, live
+from napari_cdal.planes import plane_of
+from napari_cdal.regions import whole
 from napari_cdal.segment_widget import SegmentWidget
 from napari_cdal.volumes import Turn
+from napari_cdal.worker import Job, Run
 
 from .test_segment_widget import names, run, wait
 
@@ -390,6 +396,20 @@ def test_a_second_run_waits_for_the_first(
     assert widget._run is first
     wait(widget, qtbot)
     assert len([name for name in names(viewer) if name.startswith("labels")]) == 1
+
+
+def test_how_long_is_left_is_said_from_the_second_pass_on() -> None:
+    plane = plane_of(Layer(np.zeros((8, 8))), (0, 0))
+    job = Job(plane, whole(plane), Path("m"), "cpu", None, 1, 4, 0, frozenset())
+    under_way = Run(job)
+    assert "Loading" in under_way.text()
+    under_way._report(4, 20)
+    assert under_way.text() == "20%"  # nobody knows how long that took
+    time.sleep(0.6)
+    under_way._report(8, 20)
+    left = re.fullmatch(r"40%, about (\d+) s left", under_way.text())
+    assert left is not None
+    assert int(left[1]) >= 2  # a fifth takes 0.6 s at least
 
 
 def test_a_removed_result_stays_away(

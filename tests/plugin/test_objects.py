@@ -77,6 +77,23 @@ def test_a_click_in_the_image_selects_the_row(viewer: Any, qtbot: Any) -> None:
     np.testing.assert_allclose(viewer.scene.camera.center, centre)  # the image stays where it is
 
 
+def test_the_selected_object_is_found_again_under_its_new_number(viewer: Any, qtbot: Any) -> None:
+    layer = spots(viewer)
+    widget = docked_objects(viewer)
+    click_row(widget, qtbot, 1)
+    features = layer.features.copy()
+    layer.data = np.where(layer.data > 0, layer.data + 2, 0)  # what was 9 is 11, 7 is 9 now
+    features["index"] += 2
+    layer.features = features
+    assert layer.selected_label == 9
+    (row,) = widget.table.selectionModel().selectedRows()
+    assert widget.model.label(row.row()) == 9
+    gone = layer.data == 9
+    layer.data = np.where(gone, 0, layer.data)
+    layer.features = features[features["index"] != 9]
+    assert not widget.table.selectionModel().selectedRows()
+
+
 def test_rows_are_sorted_and_what_is_unknown_comes_last(viewer: Any) -> None:
     spots(viewer)
     widget = docked_objects(viewer)
