@@ -100,8 +100,7 @@ class Run:
         self.so_far = ""
         self.fraction = 0.0  # of the work
         self.stopped: Callable[[], bool] = lambda: False
-        self._since = 0.0  # when the first pass was done
-        self._first = 0.0  # the work that it was
+        self._began = self._reported = 0.0  # when the first pass began, and the last one ended
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return f"segmentation of {self.job.plane.name!r}"
@@ -124,6 +123,7 @@ class Run:
     def _segment(self) -> None:
         segmenter = self._segmenter()
         facts = self._facts(segmenter)
+        self._began = time.monotonic()
         if not self.job.regions:
             self._volume(segmenter, facts)
         for part, region in enumerate(self.job.regions):
@@ -257,8 +257,7 @@ class Run:
 
     def _report(self, done: float, total: float) -> bool:
         self.fraction = (self.part + done / total) / max(len(self.job.regions), 1)
-        if not self._since:
-            self._since, self._first = time.monotonic(), self.fraction
+        self._reported = time.monotonic()
         return not self.stopped()
 
     def _report_slices(self, number: int, runs: int, done: int, total: int) -> bool:
@@ -266,16 +265,16 @@ class Run:
 
     def text(self) -> str:
         """Say how far it is, and how long it may take."""
-        if not self._since:
+        if not self.fraction:
             return "Loading the model and the image…"
         what = [self.so_far] if self.so_far else []
         if len(self.job.regions) > 1:
             what.append(f"region {self.part + 1} of {len(self.job.regions)}")
         what.append(f"{self.fraction:.0%}")
-        if self._first < self.fraction < 1:
-            seconds = (time.monotonic() - self._since) / (self.fraction - self._first)
-            left = seconds * (1 - self.fraction)
-            what.append(f"about {left:.0f} s left")
+        if self.fraction < 1:
+            left = (self._reported - self._began) * (1 / self.fraction - 1)
+            left -= time.monotonic() - self._reported
+            what.append(f"about {max(left, 1):.0f} s left")
         return ", ".join(what)
 
 
