@@ -18,7 +18,7 @@ from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.records import read_run
 from cdal_engine.io.source import decoding
-from cdal_engine.io.zarr_arrays import open_array
+from cdal_engine.io.zarr_images import check_metadata, level_arrays
 
 from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
 from .sources import source_layers
@@ -173,6 +173,7 @@ def _features(folder: Path, pixel: float = 1.0) -> dict[str, np.ndarray[Any, Any
 
 
 def _ome(path: Path) -> dict[str, Any]:
+    check_metadata(path)
     attributes: Any = zarr.open_group(path, mode="r").attrs
     return dict(attributes["ome"])
 
@@ -180,7 +181,7 @@ def _ome(path: Path) -> dict[str, Any]:
 def pyramid(path: Path) -> tuple[list[da.Array], dict[str, Any]]:
     """Levels of an OME-Zarr image of ours as lazy arrays, and where it lies."""
     multiscale = _ome(path)["multiscales"][0]
-    arrays = [open_array(path / str(d["path"])) for d in multiscale["datasets"]]
+    arrays = level_arrays(path, [str(d["path"]) for d in multiscale["datasets"]])
     levels = [da.from_zarr(array) for array in arrays]  # type: ignore[no-untyped-call]
     step, shift = (
         part[key][-2:]

@@ -197,6 +197,14 @@ def test_maps_that_unpack_to_more_than_memory_holds_are_refused(
     assert "a chunk of it has the shape (1, 131072, 131072)" in messages()[before]
 
 
+def test_metadata_without_end_are_refused(viewer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "labels.zarr"
+    zarr.open_group(path, mode="w", attributes={"ome": {"image-label": {}, "more": "." * 2**23}})
+    before = len(messages())
+    assert opened(viewer, path) == []
+    assert "its metadata take more than" in messages()[before]
+
+
 def test_results_of_a_slide_lie_on_it(viewer: Any, tiny_model: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

@@ -19,7 +19,7 @@ from .levels import Level, belongs
 from .source import Box, Source, believed, decoding
 from .zarr_arrays import largest_file, open_array
 
-__all__ = ["open_zarr"]
+__all__ = ["check_metadata", "level_arrays", "open_zarr"]
 
 _MICROMETRES = {"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4}
 _METADATA = {"zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata"}
@@ -38,7 +38,7 @@ def open_zarr(path: Path) -> Source:
         If it is no OME-Zarr image, holds several or a stack, or is damaged.
     """
     with decoding(path):
-        _check_metadata(path)
+        check_metadata(path)
         try:
             group = zarr.open_group(path, mode="r")
         except (FileNotFoundError, ValueError) as error:
@@ -77,15 +77,8 @@ def _metadata(group: Any) -> dict[str, Any]:
 
 def _source(path: Path, inner: str, metadata: dict[str, Any]) -> Source:
     multiscale = metadata["multiscales"][0]
-    if len(multiscale["datasets"]) > _MOST_LEVELS:
-        raise CdalError(f"claims {len(multiscale['datasets'])} levels", "correct its metadata")
     names = [f"{inner}/{d['path']}" if inner else str(d["path"]) for d in multiscale["datasets"]]
-    if any(".." in name.split("/") for name in names):
-        raise CdalError("its levels lie outside of the folder", "correct its metadata")
-    # Not by the group, which may describe them otherwise than they do.
-    arrays: list[Any] = [open_array(path / name) for name in names]
-    for name, array in zip(names, arrays, strict=True):
-        _check_files(path, path / name, array)
+    arrays = level_arrays(path, names)
     axes = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
     order = "".join(str(a["name"]) for a in axes)
     channels = _channels(order, arrays[0], metadata)
@@ -114,7 +107,26 @@ def _source(path: Path, inner: str, metadata: dict[str, Any]) -> Source:
     )
 
 
-def _check_metadata(path: Path) -> None:
+def level_arrays(path: Path, names: list[str]) -> list[Any]:
+    """Open the levels of these names, which must lie in the folder.
+
+    Raises
+    ------
+    CdalError
+        If one does not, or takes more than it should.
+    """
+    if len(names) > _MOST_LEVELS:
+        raise CdalError(f"claims {len(names)} levels", "correct its metadata")
+    if any(".." in name.split("/") for name in names):
+        raise CdalError("its levels lie outside of the folder", "correct its metadata")
+    # Not by the group, which may describe them otherwise than they do.
+    arrays: list[Any] = [open_array(path / name) for name in names]
+    for name, array in zip(names, arrays, strict=True):
+        _check_files(path, path / name, array)
+    return arrays
+
+
+def check_metadata(path: Path) -> None:
     """Refuse metadata too large to be any, before they are read."""
     for parent, _, names in os.walk(path):
         for name in _METADATA.intersection(names):
