@@ -52,9 +52,10 @@ def results_layers(folder: Path) -> list[LayerData]:
 def saved_labels(path: Path) -> list[LayerData]:
     """The layer of labels saved as OME-Zarr; none if the folder holds something else."""
     with suppress(KeyError, TypeError, OSError, ValueError):  # `open_source` says what is wrong
-        if "image-label" in _ome(path):
+        ome = _ome(path)
+        if "image-label" in ome:
             with decoding(path):
-                levels, placement = pyramid(path)
+                levels, placement = _levels(path, ome)
                 many = len(levels) > 1  # a pyramid cannot be painted on, an array in memory can
                 data = levels if many else np.asarray(levels[0])
             return [(data, {"name": path.name, **placement, "multiscale": many}, "labels")]
@@ -127,8 +128,9 @@ def _maps(folder: Path, record: dict[str, Any]) -> list[LayerData]:
     path = folder / "maps.ome.zarr"
     if not path.exists():
         return []
-    levels, placement = pyramid(path)
-    channels = _ome(path)["omero"]["channels"]
+    ome = _ome(path)
+    levels, placement = _levels(path, ome)
+    channels = ome["omero"]["channels"]
     layers: list[LayerData] = []
     for i, channel in enumerate(channels):
         title = str(channel["label"])
@@ -180,7 +182,12 @@ def _ome(path: Path) -> dict[str, Any]:
 
 def pyramid(path: Path) -> tuple[list[da.Array], dict[str, Any]]:
     """Levels of an OME-Zarr image of ours as lazy arrays, and where it lies."""
-    multiscale = _ome(path)["multiscales"][0]
+    return _levels(path, _ome(path))
+
+
+def _levels(path: Path, ome: dict[str, Any]) -> tuple[list[da.Array], dict[str, Any]]:
+    """As `pyramid`, of metadata that were read: each time, all of the store is looked through."""
+    multiscale = ome["multiscales"][0]
     arrays = level_arrays(path, [str(d["path"]) for d in multiscale["datasets"]])
     levels = [da.from_zarr(array) for array in arrays]  # type: ignore[no-untyped-call]
     step, shift = (
