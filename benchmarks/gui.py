@@ -15,6 +15,7 @@ import time
 import napari
 import numpy as np
 from qtpy.QtCore import QEventLoop, QTimer
+from qtpy.QtWidgets import QApplication
 
 EVERY = 10  # milliseconds
 
@@ -32,6 +33,9 @@ def main() -> None:
     _, widget = viewer.window.add_plugin_dock_widget("napari-cdal", "Segment")
     widget.form.scope.value = shapes
     widget.form.samples.value = chosen.samples
+    settled = time.perf_counter() + 2  # the window's first picture is no part of the run
+    while time.perf_counter() < settled:
+        QApplication.processEvents()
     turns = [(time.perf_counter(), True)]
     timer = QTimer()
     timer.timeout.connect(
@@ -65,7 +69,9 @@ def engine_seconds(image: np.ndarray, edge: int, mpp: float, samples: int) -> li
 
     segmenter, region = Segmenter.from_pretrained("nuclei-he"), (slice(300, 300 + edge),) * 2
     return [
-        segmenter.segment(image, region=region, mpp=mpp, samples=samples, steps=steps).seconds
+        segmenter.segment(
+            image, region=region, mpp=mpp, samples=samples, steps=steps, keep_samples=steps is None
+        ).seconds
         for steps in (0, None)
     ]
 

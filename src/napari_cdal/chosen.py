@@ -13,13 +13,13 @@ from napari.layers import Image, Shapes
 from cdal_engine.config import MAX_SAMPLES, ModelConfig, read_model_config
 from cdal_engine.errors import CdalError
 
+from .jobs import Answer, Job
 from .planes import Plane, check, check_memory, check_shown, enlargement, plane_of
 from .regions import Region, in_view, of_shapes, whole
 from .results import METADATA_KEY
 from .segment_form import VOLUME, SegmentForm
 from .settings import preferences
 from .volumes import check_slice
-from .worker import Answer, Job
 
 if TYPE_CHECKING:
     import napari

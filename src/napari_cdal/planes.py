@@ -39,6 +39,13 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What another process knows of a level."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plane:
     """One plane of a layer, as it was when the run was started.
 
@@ -76,6 +83,11 @@ class Plane:
     spacing: tuple[float, float] | None
     axes: tuple[int, ...] | None
     affine: NDArray[np.float64] | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is told: of the levels the shapes, whose pixels it asks for."""
+        shapes = tuple(Shape(tuple(level.shape)) for level in self.levels)
+        return vars(self) | {"layer": None, "levels": shapes}
 
     @property
     def data(self) -> Any:
@@ -123,9 +135,13 @@ class Plane:
         """Return the whole stack that the plane is of, in the layer's order of axes."""
         return self._computed(self.data, ())
 
-    def _computed(self, data: Any, index: tuple[Any, ...]) -> NDArray[np.generic]:
+    def part(self, level: int, index: Any) -> NDArray[np.generic]:
+        """Return the pixels of a level at any index; errors as `read`."""
+        return self._computed(self.levels[level], index)
+
+    def _computed(self, data: Any, index: Any) -> NDArray[np.generic]:
         try:
-            return np.asarray(data[index] if index else data)
+            return np.asarray(data[index])
         except MemoryError:
             raise
         except Exception as error:  # a lazy layer reads its file now, and may raise anything

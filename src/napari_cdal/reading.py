@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from cdal_engine.config import ImageConfig
     from cdal_engine.segmenter import Segmenter
 
+    from .jobs import Job
     from .regions import Region
-    from .worker import Job
 
 __all__ = ["Seen", "read"]
 

@@ -19,23 +19,24 @@ from cdal_engine.errors import CdalError
 from cdal_engine.weights import available
 
 from .chosen import Chosen
+from .jobs import Answer
 from .menus import refresh
 from .planes import full_resolution
 from .settings import preferences
 from .shown import ShownRun
 from .status import as_status, sentence
 from .summary import found
-from .worker import Answer, Run, start
+from .worker import Run, start
 
 if TYPE_CHECKING:
     import napari
 
+    from .jobs import Job
     from .objects_widget import ObjectsWidget
-    from .worker import Job
 
 __all__ = ["SegmentWidget"]
 
-_POLL = 100  # milliseconds between looks at a run's progress
+_POLL = 200  # milliseconds between looks at a run's progress
 _EDITED = "The labels were edited and stay as they are (run again for others)"
 _BAR = 1000  # steps of the progress bar
 _LATER = 200  # milliseconds: a window that moves is looked at once it rests

@@ -14,7 +14,7 @@ from .results import LayerData, layer_data
 if TYPE_CHECKING:
     import napari
 
-    from .worker import Answer
+    from .jobs import Answer
 
 __all__ = ["ShownRun"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .worker import Answer, Job
+    from .jobs import Answer, Job
 
 __all__ = ["found"]
 

@@ -30,12 +30,13 @@ from cdal_engine.io.discovery import open_source
 from cdal_engine.model import Model
 from cdal_engine.samples import he_path, mri_path
 from cdal_engine.segmenter import Segmentation, Segmenter
+from napari_cdal.jobs import Job
 from napari_cdal.live import Options, live
 from napari_cdal.planes import plane_of
 from napari_cdal.regions import whole
 from napari_cdal.segment_widget import SegmentWidget
 from napari_cdal.volumes import Turn
-from napari_cdal.worker import Job, Run
+from napari_cdal.worker import Run
 
 from .test_segment_widget import names, run, wait
 
@@ -404,7 +405,7 @@ def test_what_is_left_is_judged_by_what_was_done_and_does_not_rise() -> None:
     under_way = Run(job)
     assert "Loading" in under_way.text()
     under_way._began = time.monotonic() - 3
-    under_way._report(1, 20)
+    under_way._report(0, 1 / 20)
     said = []
     for _ in range(2):
         left = re.fullmatch(r"5%, about (\d+) s left", under_way.text())

@@ -133,15 +133,16 @@ def test_refused_with_a_reason_and_a_remedy(layer: Any, config: ImageConfig, rea
 def test_data_that_cannot_be_read_names_the_layer(tile: NDArray[np.uint8]) -> None:
     class Broken:
         shape, ndim, dtype = (64, 64), 2, np.dtype(np.uint8)
-        fails = False
-
-        def __array__(self, *_: Any, **__: Any) -> NDArray[np.uint8]:
-            raise OSError("the drive is gone")
+        gone = False
 
         def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+            if self.gone:
+                raise OSError("the drive is gone")
             return np.zeros(self.shape, np.uint8)[key]
 
-    plane = plane_of(layer_over(Broken(), name="remote"), (0, 0))
+    data = Broken()
+    plane = plane_of(layer_over(data, name="remote"), (0, 0))
+    data.gone = True
     with pytest.raises(CdalError, match="'remote' cannot be read: the drive is gone"):
         plane.read()
 

@@ -1,0 +1,139 @@
+"""The engine in a process of its own: it neither slows the window down nor takes it along."""
+
+from __future__ import annotations
+
+import atexit
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+from cdal_engine.errors import CdalError
+
+__all__ = ["EngineProcess", "Messages", "borrowed"]
+
+_PATIENCE = 5  # seconds that a process is given to end by itself
+_START = "import sys; sys.path[:] = {}; from napari_cdal.engine_server import main; main()"
+
+
+class Messages:
+    """Messages, each a word and a value, between a process and the one that started it.
+
+    They are pickled: both ends are this program.
+    """
+
+    def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
+        self._incoming, self._outgoing = incoming, outgoing
+
+    def send(self, word: str, value: object = None) -> None:
+        """Send one; raises `OSError` if the other end is gone."""
+        pickle.dump((word, value), self._outgoing, protocol=pickle.HIGHEST_PROTOCOL)
+        self._outgoing.flush()
+
+    def receive(self) -> tuple[str, Any]:
+        """Wait for one; raises `EOFError` if the other end is gone."""
+        try:
+            word, value = pickle.load(self._incoming)  # noqa: S301 (of this program, see above)
+        except pickle.UnpicklingError as error:  # it ended in the middle of one
+            raise EOFError from error
+        return word, value
+
+
+class EngineProcess:
+    """A Python process that does one job after another, see `engine_server`.
+
+    Not `multiprocessing`'s: that runs the user's script once more in each process.
+
+    Raises
+    ------
+    CdalError
+        If it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START.format(sys.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if sys.stderr else subprocess.DEVNULL,  # napari without a console
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            raise CdalError(
+                f"the engine's process cannot be started: {error}", "close other programs"
+            ) from error
+        assert self._process.stdout is not None
+        assert self._process.stdin is not None
+        self.messages = Messages(self._process.stdout, self._process.stdin)
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be given a job."""
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """Let it go; it ends at once, whatever it does."""
+        self._process.kill()
+        self._process.wait(_PATIENCE)
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # what was not sent yet cannot be any more
+                stream and stream.close()
+
+    def how_it_ended(self) -> CdalError:
+        """Say that it is gone, and what may have been the cause."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE)
+        return CdalError(
+            f"the engine's process ended (exit status {self._process.returncode}), most often "
+            "for lack of memory; what is shown stays",
+            "segment a smaller region or draw fewer samples; the terminal may say more",
+        )
+
+
+_idle: list[EngineProcess] = []  # at most one waits for the next job, with torch loaded
+_access = threading.Lock()
+
+
+@contextmanager
+def borrowed() -> Iterator[EngineProcess]:
+    """Give a process that nobody else uses; it is kept for the next job unless this one failed.
+
+    Raises
+    ------
+    CdalError
+        If none can be started, or it ends meanwhile.
+    """
+    with _access:
+        process = _idle.pop() if _idle else None
+    if process is None or not process.alive:
+        process = EngineProcess()
+    try:
+        yield process
+    except (EOFError, OSError) as error:
+        problem = process.how_it_ended()
+        process.end()
+        raise problem from error
+    except BaseException:
+        process.end()
+        raise
+    with _access:
+        if not _idle:
+            _idle.append(process)
+            return
+    process.end()
+
+
+@atexit.register
+def _end_idle() -> None:
+    with _access:
+        while _idle:
+            _idle.pop().end()

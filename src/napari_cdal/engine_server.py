@@ -1,0 +1,113 @@
+"""What runs in the engine's process: one job after another, until the other end is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdal_engine.errors import Cancelled, CdalError
+
+from .engine_process import Messages
+from .jobs import Answer, Job
+from .segmenting import Segmenting
+
+__all__ = ["main"]
+
+
+class Server:
+    """Does jobs.
+
+    Asked: `job` (a `Job`), `pixels` (an array, or the error that kept it from being read) and
+    `stop`. Told: `read` (a level's number and an index, answered by `pixels`), `progress` (region
+    and part of the work), `answer` (region and `Answer`) and, last, `done` (a line to show if the
+    user can act on what failed) or `failed` (what nobody expected, and its traceback).
+    """
+
+    def __init__(self, messages: Messages) -> None:
+        self._messages = messages
+        self._came: SimpleQueue[Any] = SimpleQueue()
+        self._stop = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        """Take what comes, also while a job is being done."""
+        try:
+            while True:
+                word, value = self._messages.receive()
+                if word == "stop":
+                    self._stop.set()
+                    continue
+                if word == "job":
+                    self._stop.clear()  # of the job before
+                self._came.put(value)
+        except EOFError:
+            os._exit(0)  # napari is gone, or wants no more
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def serve(self) -> None:
+        """Do jobs for ever."""
+        while True:
+            self._messages.send(*self._done(self._came.get()))
+
+    def _done(self, job: Job) -> tuple[str, object]:
+        levels = tuple(
+            _Elsewhere(self, number, level.shape) for number, level in enumerate(job.plane.levels)
+        )
+        job = replace(job, plane=replace(job.plane, levels=levels))
+        try:
+            Segmenting(job, self._keep, self._report)()
+        except Cancelled:
+            pass
+        except CdalError as error:
+            return "done", str(error)
+        except MemoryError:  # reading the layer; the engine reports its own
+            return "done", "Not enough memory to read this image (crop it)"
+        except Exception as error:
+            return "failed", (f"{type(error).__name__}: {error}", traceback.format_exc())
+        return "done", ""
+
+    def _keep(self, part: int, answer: Answer) -> None:
+        self._messages.send("answer", (part, answer))
+
+    def _report(self, part: int, fraction: float) -> bool:
+        self._messages.send("progress", (part, fraction))
+        return not self._stop.is_set()
+
+    def read(self, level: int, index: Any) -> NDArray[np.generic]:
+        """Ask for a part of a level of the layer."""
+        self._messages.send("read", (level, index))
+        pixels = self._came.get()
+        if isinstance(pixels, Exception):
+            raise pixels
+        return np.asarray(pixels)
+
+
+class _Elsewhere:
+    """A level of a layer whose pixels are asked for."""
+
+    def __init__(self, server: Server, number: int, shape: tuple[int, ...]) -> None:
+        self._server, self._number = server, number
+        self.shape = shape
+
+    def __getitem__(self, index: Any) -> NDArray[np.generic]:
+        return self._server.read(self._number, index)
+
+
+def main() -> None:
+    """Serve over standard input and output; what libraries print goes to standard error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for napari
+    os.nice(5)
+    outgoing = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    Server(Messages(sys.stdin.buffer, outgoing)).serve()
