@@ -13,7 +13,7 @@ from cdal_engine.objects import entropy, measured
 
 if TYPE_CHECKING:
     from cdal_engine.config import ModelConfig
-    from cdal_engine.segmenter import Segmentation
+    from cdal_engine.segmentation import Segmentation
 
 __all__ = ["decoded", "inside", "with_more"]
 

@@ -18,7 +18,8 @@ from .decode import decoded
 
 if TYPE_CHECKING:
     from cdal_engine.preparation import Limits
-    from cdal_engine.segmenter import Progress, Segmentation, Segmenter
+    from cdal_engine.segmentation import Segmentation
+    from cdal_engine.segmenter import Progress, Segmenter
 
     Box = tuple[slice, slice]
 

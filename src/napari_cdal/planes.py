@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from cdal_engine.config import ImageConfig
 
-# Memory for each pixel, for each of each sample, and for each of each kept step of a sample.
-_BYTES, _SAMPLE_BYTES, _STEP_BYTES = 60, 3, 8
+# Memory for each pixel, for each of each sample, and for each of each kept step of a sample: what
+# the engine's process has of an answer, and here the one before beside it.
+_BYTES, _SAMPLE_BYTES, _STEP_BYTES = 120, 15, 16
 
 __all__ = [
     "Plane",
@@ -124,7 +125,7 @@ class Plane:
         """
         data, inside = self.levels[level], box or ()
         if neighbours and self.index:
-            from cdal_engine.volume import with_neighbours  # torch: only once it is needed
+            from cdal_engine.volume import with_neighbours  # torch: in the engine's process
 
             stack = self._computed(data, (*self.index[:-1], slice(None), *inside))
             return with_neighbours(stack, self.index[-1], neighbours)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from cdal_engine.segmenter import Segmentation
+    from cdal_engine.segmentation import Segmentation
 
 __all__ = [
     "ATTENTION_NOTE",

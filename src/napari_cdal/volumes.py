@@ -16,7 +16,7 @@ from .planes import Plane
 
 if TYPE_CHECKING:
     from cdal_engine.config import ModelConfig
-    from cdal_engine.segmenter import Segmentation
+    from cdal_engine.segmentation import Segmentation
     from cdal_engine.tiling import Box
 
 __all__ = ["Turn", "axes_of", "check_slice", "for_layer", "turn_of"]

@@ -21,7 +21,7 @@ from .results import METADATA_KEY
 from .sources import ras_affine
 
 if TYPE_CHECKING:
-    from cdal_engine.segmenter import Segmentation
+    from cdal_engine.segmentation import Segmentation
 
 __all__ = ["write_geojson", "write_nifti", "write_tiff", "write_zarr"]
 
@@ -155,7 +155,7 @@ def _pixel_size(layer: Labels) -> float | None:
 def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
     """Labels with what their table says; a score only where a model gave one."""
     from cdal_engine.instances import measure
-    from cdal_engine.segmenter import Segmentation
+    from cdal_engine.segmentation import Segmentation
 
     labels = _plane(layer)
     nothing = np.full(labels.shape, np.nan, np.float32)
