@@ -153,7 +153,7 @@ def test_data_that_cannot_be_read_names_the_layer(tile: NDArray[np.uint8]) -> No
         ((1000, 1000), 0.25, 1, True),
         ((1000, 1000), 60.0, 1000, False),  # enlarged to the model's resolution
         ((10_000, 10_000), 0.25, 1, False),
-        ((7_000, 7_000), 0.25, 8, True),
+        ((6_000, 6_000), 0.25, 8, True),
         ((25_000, 20_000), 0.25, 1000, False),
     ],
 )
