@@ -13,7 +13,7 @@ import numpy as np
 from magicgui.widgets import Container, Label, Widget
 from napari.layers import Labels
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QModelIndex, Qt
+from qtpy.QtCore import QModelIndex, Qt, QTimer
 from qtpy.QtWidgets import QSizePolicy, QSplitter
 
 from .histograms import Histograms
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectsWidget"]
 
+_FLASH = 500  # milliseconds
 _NONE = "No table of objects: run Segment, open results, or select other labels."
 
 
@@ -41,6 +42,11 @@ class ObjectsWidget(Container[Widget]):
         self._viewer = napari_viewer
         self._layer: Labels | None = None
         self._features: Any = None  # as they are shown
+        self._alone: Labels | None = None  # shows the selected object only, for a moment
+        self._moment = QTimer(self.native)
+        self._moment.setSingleShot(True)
+        self._moment.setInterval(_FLASH)
+        self._moment.timeout.connect(self._show_all)
         self._following = False  # whether the selection is being brought to the other side
         self.title = Label(value=_NONE)
         self.model = ObjectsModel()
@@ -85,6 +91,7 @@ class ObjectsWidget(Container[Widget]):
             self._follow(wanted)
 
     def _follow(self, layer: Labels | None) -> None:
+        self._show_all()
         old, self._layer = self._layer, layer
         for watched, act in ((old, "disconnect"), (layer, "connect")):
             if watched is not None:
@@ -140,7 +147,7 @@ class ObjectsWidget(Container[Widget]):
             self.title.value = f"{count} object{'s' * (count != 1)} in {self._layer.name}"
 
     def _on_row(self, current: QModelIndex, _: QModelIndex) -> None:
-        """Select the row's object in the image and bring it to the middle."""
+        """Select the row's object in the image and bring it to the middle, alone for a moment."""
         layer = self._layer
         if layer is None or self._following or not current.isValid():
             return
@@ -157,6 +164,20 @@ class ObjectsWidget(Container[Widget]):
         for axis, point in enumerate(at[:-2], dims.ndim - layer.ndim):
             dims.set_point(axis, point)
         self._viewer.scene.camera.center = tuple(at[-2:])
+        self._flash(layer)
+
+    def _flash(self, layer: Labels) -> None:
+        """Show the selected object alone for a moment, to tell it from its neighbours."""
+        if self._alone is None and layer.show_selected_label:  # the user has it so
+            return
+        self._alone = layer
+        layer.show_selected_label = True
+        self._moment.start()
+
+    def _show_all(self) -> None:
+        layer, self._alone = self._alone, None
+        if layer is not None:
+            layer.show_selected_label = False
 
     def _select_row(self, *_: object) -> None:
         """Select the row of the object that is selected in the image."""
@@ -194,6 +215,7 @@ class ObjectsWidget(Container[Widget]):
 
     def _abandon(self, *_: object) -> None:
         """Listen no more: this widget is going away."""
+        self._show_all()
         for emitter, act in self._events:
             emitter.disconnect(act)
         self._events = ()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ShownRun"]
 
 _OUTLINE = 2  # pixels; the objects stay visible inside it
+_PLACED = ("scale", "translate", "rotate", "shear", "affine")
 _EARLY = frozenset({"probability", "uncertainty"})  # maps shown while tiles are still to come
 
 
@@ -34,6 +35,7 @@ class ShownRun:
         self.answers: dict[int, Answer] = {}
         self._layers: dict[int, dict[str, Layer]] = {}
         self._pending: list[tuple[int, str, LayerData]] = []
+        self._placed: dict[tuple[int, str], dict[str, Any]] = {}  # where each layer was put
         self._ours: dict[int, Any] = {}  # labels as they were put there
         self._held = False
 
@@ -81,10 +83,20 @@ class ShownRun:
             layer.metadata = arguments["metadata"]
             if isinstance(layer, Labels):
                 layer.features = arguments["features"]
+        self._follow(part, title, arguments)
         if isinstance(layer, Labels):
             layer.editable = not self._held
             self._ours[part] = data.copy()
         return True
+
+    def _follow(self, part: int, title: str, arguments: dict[str, Any]) -> None:
+        """Put a layer where its image is, if that was moved; where the user put it, otherwise."""
+        before = self._placed.get((part, title), {})
+        now = {name: np.array(arguments[name]) for name in _PLACED}
+        self._placed[part, title] = now
+        for name, value in before.items():
+            if not np.array_equal(value, now[name]):
+                setattr(self._layers[part][title], name, now[name])
 
     def _insert(self, layer: Layer, siblings: dict[str, Layer], source: Layer) -> None:
         """Labels come first, on top of all; each map is put below its run's other layers.

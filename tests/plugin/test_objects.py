@@ -58,6 +58,27 @@ def test_a_row_selects_its_object_and_brings_it_to_the_middle(viewer: Any, qtbot
     np.testing.assert_allclose(viewer.scene.camera.center[-2:], layer.data_to_world(SPOTS[7]))
     qtbot.keyClick(widget.table, Qt.Key.Key_Down)
     assert layer.selected_label == 9
+    assert layer.show_selected_label  # alone, for a moment
+    qtbot.waitUntil(lambda: not layer.show_selected_label)
+    layer.show_selected_label = True  # as the user wants it
+    qtbot.keyClick(widget.table, Qt.Key.Key_Up)
+    qtbot.wait(700)
+    assert layer.show_selected_label
+
+
+def test_no_layer_is_left_with_one_object_shown(viewer: Any, qtbot: Any) -> None:
+    layer, _ = spots(viewer), spots(viewer)
+    widget = docked_objects(viewer)
+    for left in (
+        lambda: viewer.layers.selection.select_only(layer),
+        lambda: viewer.window.remove_dock_widget(widget.native),
+    ):
+        shown = widget.layer
+        click_row(widget, qtbot, 1)
+        assert shown is not None
+        assert shown.show_selected_label
+        left()
+        assert not shown.show_selected_label
 
 
 def test_a_click_in_the_image_selects_the_row(viewer: Any, qtbot: Any) -> None:

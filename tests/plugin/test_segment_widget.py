@@ -106,6 +106,27 @@ def test_results_stay_with_the_image_they_are_of(
     np.testing.assert_array_equal(labels.translate, (100, 0))
 
 
+def test_what_is_shown_follows_an_image_that_is_moved(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    """The preview's layers, too, which are there already; not those that the user moved."""
+    source = viewer.add_image(np.tile(tile, (6, 5, 1)), name="a", rgb=True)
+    widget = docked(viewer)
+    widget.run_button.native.click()
+    qtbot.waitUntil(lambda: "uncertainty: a, tiny" in names(viewer), timeout=PATIENCE)
+    assert widget.running
+    source.translate, source.rotate, source.scale = (100, 5), 20, (2, 3)
+    wait(widget, qtbot)
+    for name in ("labels: a, tiny", "uncertainty: a, tiny", "probability: a, tiny"):
+        for what in ("translate", "rotate", "scale"):
+            np.testing.assert_allclose(getattr(viewer.layers[name], what), getattr(source, what))
+    labels = viewer.layers["labels: a, tiny"]
+    labels.translate = (7, 8)
+    widget.form.threshold.value = 0.3
+    qtbot.waitUntil(lambda: widget._cutter is None, timeout=PATIENCE)
+    np.testing.assert_array_equal(labels.translate, (7, 8))
+
+
 def test_results_are_kept_when_their_image_is_removed(
     viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
 ) -> None:

@@ -14,12 +14,14 @@ import pytest
 import tifffile
 import zarr
 from napari.layers import Labels
+from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
 from ome_zarr_models.v05 import Image as OmeImage
 
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.samples import mri_path
+from napari_cdal.save_dialog import save_dialog
 from napari_cdal.writers import write_geojson, write_nifti, write_tiff, write_zarr
 
 from .test_manifest import MANIFEST
@@ -146,3 +148,67 @@ def test_a_name_without_suffix_gets_one(tmp_path: Path) -> None:
         with pytest.raises(CdalError, match="exists already"):  # napari asked about another name
             write(typed, LABELS, {})
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind", "written"),
+    [
+        ("nuclei", "GeoJSON", "nuclei.geojson"),
+        ("nuclei", "OME-Zarr", "nuclei.ome.zarr"),
+        ("nuclei", "TIFF", "nuclei.tif"),
+        ("nuclei", "NIfTI", "nuclei.nii.gz"),
+        ("nuclei.nii.gz", "GeoJSON", "nuclei.nii.gz"),  # a suffix that is typed is meant
+        ("Nuclei.TIFF", "GeoJSON", "Nuclei.TIFF"),
+    ],
+)
+def test_the_menu_saves_as_what_was_chosen(
+    viewer: Any,
+    qtbot: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    typed: str,
+    kind: str,
+    written: str,
+) -> None:
+    viewer.add_labels(LABELS, **PLACED)
+    choose(monkeypatch, tmp_path / typed, kind)
+    save_dialog(viewer)
+    qtbot.waitUntil(lambda: [path.name for path in tmp_path.iterdir()] == [written], timeout=60_000)
+    kinds = {"tif": "TIFF", "iff": "TIFF", ".gz": "NIfTI", "son": "GeoJSON", "arr": "OME-Zarr"}
+    opened = {
+        "TIFF": tifffile.imread,
+        "NIfTI": nib.load,
+        "GeoJSON": lambda path: json.loads(path.read_text()),
+        "OME-Zarr": lambda path: zarr.open_group(path, mode="r"),
+    }
+    opened[kinds[written[-3:].lower()]](tmp_path / written)
+
+
+def test_the_menu_says_what_was_saved_and_what_not(
+    viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    notification_manager.notification_ready.connect(lambda event: said.append(event.message))
+    choose(monkeypatch, tmp_path / "nuclei", "TIFF")
+    viewer.add_image(np.zeros((5, 5)))
+    save_dialog(viewer)
+    assert "No labels are selected" in said[-1]
+    labels = viewer.add_labels(LABELS.copy())
+    save_dialog(viewer)
+    labels.data[:] = 0  # what is painted meanwhile is not in it
+    qtbot.waitUntil(lambda: said[-1] == f"Saved nuclei.tif in {tmp_path}", timeout=60_000)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "nuclei.tif"), LABELS)
+    save_dialog(viewer)
+    qtbot.waitUntil(lambda: "Not saved" in said[-1], timeout=60_000)
+    assert "exists already (choose another name)" in said[-1]
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "nuclei.tif"), LABELS)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, path: Path, kind: str) -> None:
+    """Have the user choose a name and one of the kinds that are offered."""
+
+    def answer(_: object, title: str, __: str, kinds: str) -> tuple[str, str]:
+        assert title
+        return str(path), next(each for each in kinds.split(";;") if each.startswith(kind))
+
+    monkeypatch.setattr("napari_cdal.save_dialog.QFileDialog.getSaveFileName", answer)
