@@ -16,6 +16,9 @@ from cdal_engine.errors import CdalError
 __all__ = ["EngineProcess", "Messages", "borrowed"]
 
 _PATIENCE = 5  # seconds that a process is given to end by itself
+_FLAGS = sum(  # of Windows
+    getattr(subprocess, name, 0) for name in ("CREATE_NO_WINDOW", "BELOW_NORMAL_PRIORITY_CLASS")
+)
 _START = "import sys; sys.path[:] = {}; from napari_cdal.engine_server import main; main()"
 
 
@@ -60,7 +63,7 @@ class EngineProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=None if sys.stderr else subprocess.DEVNULL,  # napari without a console
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+                creationflags=_FLAGS,
             )
         except OSError as error:
             raise CdalError(

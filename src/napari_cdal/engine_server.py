@@ -107,7 +107,8 @@ class _Elsewhere:
 def main() -> None:
     """Serve over standard input and output; what libraries print goes to standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for napari
-    os.nice(5)
+    if hasattr(os, "nice"):  # elsewhere it was started so
+        os.nice(5)  # the window comes first
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     Server(Messages(sys.stdin.buffer, outgoing)).serve()
