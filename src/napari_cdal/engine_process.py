@@ -62,7 +62,7 @@ class EngineProcess:
                 [sys.executable, "-c", _START.format(sys.path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=None if sys.stderr else subprocess.DEVNULL,  # napari without a console
+                stderr=None if sys.__stderr__ else subprocess.DEVNULL,  # as in pythonw
                 creationflags=_FLAGS,
             )
         except OSError as error:
