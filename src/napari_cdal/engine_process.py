@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from cdal_engine.errors import CdalError
 
-__all__ = ["EngineProcess", "Messages", "borrowed"]
+__all__ = ["EngineProcess", "Messages", "borrowed", "prepare"]
 
 _PATIENCE = 5  # seconds that a process is given to end by itself
 _FLAGS = sum(  # of Windows
@@ -104,6 +104,13 @@ class EngineProcess:
 
 _idle: list[EngineProcess] = []  # at most one waits for the next job, with torch loaded
 _access = threading.Lock()
+
+
+def prepare() -> None:
+    """Have a process load PyTorch now, so that the next job need not wait for it."""
+    with _access, suppress(CdalError):  # the job will say so
+        if not _idle:
+            _idle.append(EngineProcess())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
@@ -111,4 +112,7 @@ def main() -> None:
         os.nice(5)  # the window comes first
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    Server(Messages(sys.stdin.buffer, outgoing)).serve()
+    server = Server(Messages(sys.stdin.buffer, outgoing))
+    with suppress(ImportError, OSError):  # the first job says what is wrong with it
+        import cdal_engine.segmenter  # noqa: F401 (PyTorch, which takes seconds)
+    server.serve()

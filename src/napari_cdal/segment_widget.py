@@ -19,6 +19,7 @@ from cdal_engine.errors import CdalError
 from cdal_engine.weights import available
 
 from .chosen import Chosen
+from .engine_process import prepare
 from .jobs import Answer
 from .menus import refresh
 from .planes import full_resolution
@@ -117,6 +118,7 @@ class SegmentWidget(Container[Widget]):
         self.native_parent_changed.connect(self._on_parent)
         self.native.destroyed.connect(self._abandon)
         self._on_image()
+        prepare()
 
     @property
     def running(self) -> bool:

@@ -120,6 +120,23 @@ def test_what_is_printed_does_not_lie_between_the_messages(
 
 
 @pytest.mark.gui
+def test_one_process_waits_for_the_first_run_of_any_widget(
+    make_napari_viewer: Callable[..., Any], docked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "_idle", [])
+    viewer = make_napari_viewer()
+    docked(viewer)
+    (process,) = engine_process._idle
+    docked(viewer)
+    assert engine_process._idle == [process]
+    with engine_process.borrowed() as borrowed:
+        assert borrowed is process
+        assert not engine_process._idle
+    engine_process._idle.pop().end()
+    assert not process.alive
+
+
+@pytest.mark.gui
 def test_a_killed_engine_leaves_what_is_shown(
     make_napari_viewer: Callable[..., Any], docked: Any, qtbot: Any, tile: NDArray[np.uint8]
 ) -> None:
