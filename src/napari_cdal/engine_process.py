@@ -16,7 +16,10 @@ from cdal_engine.errors import CdalError
 __all__ = ["EngineProcess", "Messages", "borrowed"]
 
 _PATIENCE = 5  # seconds that a process is given to end by itself
-_START = "import sys; sys.path[:] = {}; from napari_cdal.engine_server import main; main()"
+_START = (
+    "import sys; sys.path[:] = {}; import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from napari_cdal.engine_server import main; main()"
+)  # Ctrl-C in a terminal is for napari
 
 
 class Messages:
@@ -54,13 +57,15 @@ class EngineProcess:
     """
 
     def __init__(self) -> None:
+        path = [entry for entry in sys.path if isinstance(entry, str)]  # scripts add Path objects
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START.format(sys.path)],
+                [sys.executable, "-c", _START.format(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=None if sys.stderr else subprocess.DEVNULL,  # napari without a console
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0)
+                | getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),
             )
         except OSError as error:
             raise CdalError(
@@ -79,6 +84,10 @@ class EngineProcess:
     def alive(self) -> bool:
         """Whether it can be given a job."""
         return self._process.poll() is None
+
+    def kill(self) -> None:
+        """Have it end at once, whatever it does; whoever borrowed it is told so."""
+        self._process.kill()
 
     def end(self) -> None:
         """Let it go; it ends at once, whatever it does."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +15,13 @@ from numpy.typing import NDArray
 
 from cdal_engine.errors import CdalError
 
-from .engine_process import Messages, borrowed
+from .engine_process import EngineProcess, Messages, borrowed
 from .jobs import Answer, Job
 
 __all__ = ["Run", "given_up", "start"]
+
+_PATIENCE = 20.0  # seconds without a word after which a process that is to stop is ended
+_LOOK = 0.5  # seconds between looks at whether it is to stop
 
 
 class Run:
@@ -34,6 +39,8 @@ class Run:
         self.fraction = 0.0  # of the work
         self.stopped: Callable[[], bool] = lambda: False
         self._began = self._reported = 0.0  # when the first pass began, and the last one ended
+        self._waiting: float | None = None  # since when the process has said nothing
+        self._hung = False
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return f"segmentation of {self.job.plane.name!r}"
@@ -44,18 +51,44 @@ class Run:
         Not the error itself: napari raises one that a worker returns, and shows its traceback.
         """
         try:
-            with borrowed() as process:
+            with borrowed() as process, self._watched(process):
                 return self._follow(process.messages)
         except CdalError as error:
-            return str(error)
+            return "The engine did not stop and was ended." if self._hung else str(error)
         except MemoryError:
             return "Not enough memory for the result (segment a smaller region)"
 
+    @contextmanager
+    def _watched(self, process: EngineProcess) -> Iterator[None]:
+        """Meanwhile, end the process if it hangs when it is to stop: napari waits for it to."""
+        over = threading.Event()
+
+        def watch() -> None:
+            asked = 0.0
+            while not over.wait(_LOOK):
+                if not self.stopped():
+                    continue
+                now, since = time.monotonic(), self._waiting
+                asked = asked or now
+                if since is not None and now - max(since, asked) > _PATIENCE:
+                    self._hung = True
+                    process.kill()
+                    return
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
     def _follow(self, messages: Messages) -> str:
+        self._waiting = time.monotonic()
         messages.send("job", self.job)
         stopping = False
         while True:
+            self._waiting = time.monotonic()
             word, value = messages.receive()
+            self._waiting = None
             if word == "done":
                 return str(value)
             if word == "failed":
@@ -64,7 +97,9 @@ class Run:
                 error.add_note(f"In the engine's process:\n{trace}")
                 raise error
             if word == "read":
-                messages.send("pixels", self._pixels(*value))
+                pixels = self._pixels(*value)
+                self._waiting = time.monotonic()
+                messages.send("pixels", pixels)
             elif word == "progress":
                 self._report(*value)
             else:
@@ -103,7 +138,7 @@ class Run:
             left = (self._reported - self._began) * (1 / self.fraction - 1)
             left -= time.monotonic() - self._reported
             what.append(f"about {max(left, 1):.0f} s left")
-        return ", ".join(what)
+        return f"{', '.join(what)}."
 
 
 def start(run: Run) -> Any:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from cdal_engine.model import Model
 from cdal_engine.segmenter import Segmenter
-from napari_cdal import engine_process
+from napari_cdal import engine_process, worker
 from napari_cdal.jobs import Job
 from napari_cdal.planes import plane_of
 from napari_cdal.regions import whole
@@ -39,6 +40,14 @@ def job_of(image: NDArray[np.uint8], model: Path, **changes: Any) -> Job:
         "wanted": frozenset(),
     }
     return Job(plane, model=model, **options | changes)
+
+
+def engines() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children()
+        if child.is_running() and "engine_server" in " ".join(child.cmdline())
+    ]
 
 
 def test_napari_loads_no_torch_and_the_engine_no_napari(tiny_model: Path) -> None:
@@ -119,6 +128,41 @@ def test_what_is_printed_does_not_lie_between_the_messages(
     assert "hellothere" in capfd.readouterr().err.replace("\n", "")
 
 
+def test_it_starts_on_windows_and_from_any_path(
+    tiny_model: Path, tile: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`os.nice` is not for Windows; scripts put `Path` objects on `sys.path`."""
+    start = engine_process._START.replace("main()", "import os; vars(os).pop('nice'); main()")
+    monkeypatch.setattr(engine_process, "_START", start)
+    monkeypatch.setattr(engine_process, "_idle", [])
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    assert Run(job_of(tile, tiny_model))() == ""
+    engine_process._idle.pop().end()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process cannot be halted so")
+def test_one_that_hangs_is_ended_when_it_is_to_stop(
+    tiny_model: Path, tile: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a graphics driver may; napari waits for its workers when it is closed."""
+    monkeypatch.setattr(worker, "_PATIENCE", 1.0)
+    monkeypatch.setattr(engine_process, "_idle", [])
+    run = Run(job_of(np.tile(tile, (12, 20, 1)), tiny_model))
+    ends: list[str] = []
+    thread = threading.Thread(target=lambda: ends.append(run()), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + PATIENCE
+    while not run.answers and time.monotonic() < deadline:
+        time.sleep(0.01)
+    engine = max(engines(), key=lambda child: child.create_time())
+    engine.suspend()
+    run.stopped = lambda: True
+    thread.join(PATIENCE)
+    assert ends == ["The engine did not stop and was ended."]
+    assert run.answers  # what came is kept
+    assert not engine.is_running()
+
+
 @pytest.mark.gui
 def test_a_killed_engine_leaves_what_is_shown(
     make_napari_viewer: Callable[..., Any], docked: Any, qtbot: Any, tile: NDArray[np.uint8]
@@ -129,12 +173,7 @@ def test_a_killed_engine_leaves_what_is_shown(
     widget = docked(viewer)
     widget.run_button.native.click()
     qtbot.waitUntil(lambda: "of 3 tiles" in widget.status.value, timeout=PATIENCE * 1000)
-    engines = [
-        child
-        for child in psutil.Process().children()
-        if child.is_running() and "engine_server" in " ".join(child.cmdline())
-    ]
-    for engine in engines:
+    for engine in engines():
         engine.kill()
     qtbot.waitUntil(lambda: not widget.running, timeout=PATIENCE * 1000)
     assert "The engine's process ended" in widget.status.value
