@@ -236,7 +236,7 @@ class SegmentWidget(Container[Widget]):
         self.progress.max = _BAR
         self.progress.value = round(run.fraction * _BAR)
         stopping = not self.cancel_button.enabled
-        self._say("Stopping after the current pass…" if stopping else f"{run.text()}.")
+        self._say("Stopping after the current pass…" if stopping else run.text())
         self._take_new(run)
         self._shown.add_next()
 
