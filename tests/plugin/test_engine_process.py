@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def test_what_nobody_expected_is_told_with_its_traceback(
     with pytest.raises(RuntimeError, match="AttributeError: 'str' object has no") as error:
         Run(job)()
     assert "segmenting.py" in error.value.__notes__[0]
+
+
+def test_a_layer_that_cannot_be_read_is_named_once(tiny_model: Path) -> None:
+    class Gone:
+        shape, ndim, dtype = (40, 50, 3), 3, np.dtype(np.uint8)
+
+        def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+            raise OSError("the drive is gone")
+
+    job = job_of(np.zeros(Gone.shape, np.uint8), tiny_model)
+    run = Run(replace(job, plane=replace(job.plane, name="remote", levels=(Gone(),))))
+    expected = "layer 'remote' cannot be read: the drive is gone (check the file it came from)"
+    assert run() == expected
 
 
 def test_what_is_printed_does_not_lie_between_the_messages(
