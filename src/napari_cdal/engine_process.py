@@ -19,7 +19,10 @@ _PATIENCE = 5  # seconds that a process is given to end by itself
 _FLAGS = sum(  # of Windows
     getattr(subprocess, name, 0) for name in ("CREATE_NO_WINDOW", "BELOW_NORMAL_PRIORITY_CLASS")
 )
-_START = "import sys; sys.path[:] = {}; from napari_cdal.engine_server import main; main()"
+_START = (
+    "import sys; sys.path[:] = {}; import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from napari_cdal.engine_server import main; main()"
+)  # Ctrl-C in a terminal is for napari
 
 
 class Messages:
@@ -57,9 +60,10 @@ class EngineProcess:
     """
 
     def __init__(self) -> None:
+        path = [entry for entry in sys.path if isinstance(entry, str)]  # scripts add Path objects
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START.format(sys.path)],
+                [sys.executable, "-c", _START.format(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=None if sys.__stderr__ else subprocess.DEVNULL,  # as in pythonw
@@ -82,6 +86,10 @@ class EngineProcess:
     def alive(self) -> bool:
         """Whether it can be given a job."""
         return self._process.poll() is None
+
+    def kill(self) -> None:
+        """Have it end at once, whatever it does; whoever borrowed it is told so."""
+        self._process.kill()
 
     def end(self) -> None:
         """Let it go; it ends at once, whatever it does."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -59,7 +58,13 @@ class Server:
     def serve(self) -> None:
         """Do jobs for ever."""
         while True:
-            self._messages.send(*self._done(self._came.get()))
+            self._tell(*self._done(self._came.get()))
+
+    def _tell(self, word: str, value: object) -> None:
+        try:
+            self._messages.send(word, value)
+        except OSError:
+            os._exit(0)  # napari is gone
 
     def _done(self, job: Job) -> tuple[str, object]:
         levels = tuple(
@@ -79,15 +84,15 @@ class Server:
         return "done", ""
 
     def _keep(self, part: int, answer: Answer) -> None:
-        self._messages.send("answer", (part, answer))
+        self._tell("answer", (part, answer))
 
     def _report(self, part: int, fraction: float) -> bool:
-        self._messages.send("progress", (part, fraction))
+        self._tell("progress", (part, fraction))
         return not self._stop.is_set()
 
     def read(self, level: int, index: Any) -> NDArray[np.generic]:
         """Ask for a part of a level of the layer."""
-        self._messages.send("read", (level, index))
+        self._tell("read", (level, index))
         pixels = self._came.get()
         if isinstance(pixels, Exception):
             raise pixels
@@ -107,8 +112,7 @@ class _Elsewhere:
 
 def main() -> None:
     """Serve over standard input and output; what libraries print goes to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for napari
-    if hasattr(os, "nice"):  # elsewhere it was started so
+    if hasattr(os, "nice"):  # Windows is told when the process is started
         os.nice(5)  # the window comes first
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

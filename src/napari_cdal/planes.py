@@ -143,7 +143,7 @@ class Plane:
     def _computed(self, data: Any, index: Any) -> NDArray[np.generic]:
         try:
             return np.asarray(data[index])
-        except MemoryError:
+        except (MemoryError, CdalError):  # the latter said so in napari's process
             raise
         except Exception as error:  # a lazy layer reads its file now, and may raise anything
             raise CdalError(

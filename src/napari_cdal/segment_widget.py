@@ -238,7 +238,7 @@ class SegmentWidget(Container[Widget]):
         self.progress.max = _BAR
         self.progress.value = round(run.fraction * _BAR)
         stopping = not self.cancel_button.enabled
-        self._say("Stopping after the current pass…" if stopping else f"{run.text()}.")
+        self._say("Stopping after the current pass…" if stopping else run.text())
         self._take_new(run)
         self._shown.add_next()
 
@@ -357,13 +357,16 @@ class SegmentWidget(Container[Widget]):
 
     def _abandon(self, *_: object) -> None:
         """Let a running worker stop unheard: this widget is going away."""
-        worker, self._worker, self._run, self._cutter = self._worker, None, None, None
+        worker, self._worker, self._cutter = self._worker, None, None
+        run, self._run = self._run, None
         self._shown.clear()
         for moved in self._moves:
             moved.disconnect(self._on_moved)
         if self._shapes is not None:
             self._shapes.events.data.disconnect(self._on_moved)
         self._moves, self._shapes = (), None
+        if run is not None:
+            run.abandon()
         if worker is not None:
             worker.quit()
             with suppress(RuntimeError):  # Qt may have deleted the worker's signals already

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cdal_engine.errors import CdalError
 
-from .engine_process import Messages, borrowed
+from .engine_process import EngineProcess, Messages, borrowed
 from .jobs import Answer, Job
 
 __all__ = ["Run", "given_up", "start"]
@@ -34,6 +34,8 @@ class Run:
         self.fraction = 0.0  # of the work
         self.stopped: Callable[[], bool] = lambda: False
         self._began = self._reported = 0.0  # when the first pass began, and the last one ended
+        self._process: EngineProcess | None = None
+        self._abandoned = False
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return f"segmentation of {self.job.plane.name!r}"
@@ -45,7 +47,13 @@ class Run:
         """
         try:
             with borrowed() as process:
-                return self._follow(process.messages)
+                self._process = process
+                if self._abandoned:  # meanwhile
+                    process.kill()
+                try:
+                    return self._follow(process.messages)
+                finally:
+                    self._process = None  # the next job is another's
         except CdalError as error:
             return str(error)
         except MemoryError:
@@ -72,6 +80,13 @@ class Run:
             if not stopping and self.stopped():
                 messages.send("stop")
                 stopping = True
+
+    def abandon(self) -> None:
+        """End the process, whatever it does: nobody wants what it has found, or waits for it."""
+        self._abandoned = True
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def _pixels(self, level: int, index: Any) -> NDArray[np.generic] | Exception:
         """Read the layer, whose data are in this process only; or what keeps it from being read."""
@@ -103,7 +118,7 @@ class Run:
             left = (self._reported - self._began) * (1 / self.fraction - 1)
             left -= time.monotonic() - self._reported
             what.append(f"about {max(left, 1):.0f} s left")
-        return ", ".join(what)
+        return f"{', '.join(what)}."
 
 
 def start(run: Run) -> Any:

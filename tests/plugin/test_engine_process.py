@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,14 @@ def job_of(image: NDArray[np.uint8], model: Path, **changes: Any) -> Job:
         "wanted": frozenset(),
     }
     return Job(plane, model=model, **options | changes)
+
+
+def engines() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children()
+        if child.is_running() and "engine_server" in " ".join(child.cmdline())
+    ]
 
 
 def test_napari_loads_no_torch_and_the_engine_no_napari(tiny_model: Path) -> None:
@@ -93,6 +103,19 @@ def test_what_nobody_expected_is_told_with_its_traceback(
     assert "segmenting.py" in error.value.__notes__[0]
 
 
+def test_a_layer_that_cannot_be_read_is_named_once(tiny_model: Path) -> None:
+    class Gone:
+        shape, ndim, dtype = (40, 50, 3), 3, np.dtype(np.uint8)
+
+        def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+            raise OSError("the drive is gone")
+
+    job = job_of(np.zeros(Gone.shape, np.uint8), tiny_model)
+    run = Run(replace(job, plane=replace(job.plane, name="remote", levels=(Gone(),))))
+    expected = "layer 'remote' cannot be read: the drive is gone (check the file it came from)"
+    assert run() == expected
+
+
 def test_what_is_printed_does_not_lie_between_the_messages(
     tiny_model: Path,
     tile: NDArray[np.uint8],
@@ -117,6 +140,52 @@ def test_what_is_printed_does_not_lie_between_the_messages(
     assert Run(job_of(tile, tiny_model))() == ""
     engine_process._idle.pop().end()
     assert "hellothere" in capfd.readouterr().err.replace("\n", "")
+
+
+def test_it_starts_on_windows_and_from_any_path(
+    tiny_model: Path, tile: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`os.nice` is not for Windows; scripts put `Path` objects on `sys.path`."""
+    start = engine_process._START.replace("main()", "import os; vars(os).pop('nice'); main()")
+    monkeypatch.setattr(engine_process, "_START", start)
+    monkeypatch.setattr(engine_process, "_idle", [])
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    assert Run(job_of(tile, tiny_model))() == ""
+    engine_process._idle.pop().end()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process cannot be halted so")
+def test_one_that_hangs_keeps_nobody_waiting(
+    tiny_model: Path, tile: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a graphics driver may; napari waits for its workers when it is closed."""
+    monkeypatch.setattr(engine_process, "_idle", [])
+    run = Run(job_of(np.tile(tile, (12, 20, 1)), tiny_model))
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + PATIENCE
+    while not run.answers and time.monotonic() < deadline:
+        time.sleep(0.01)
+    engine = max(engines(), key=lambda child: child.create_time())
+    engine.suspend()
+    run.abandon()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert not engine.is_running()
+    assert not engine_process._idle
+
+
+def test_what_is_abandoned_once_it_has_ended_takes_no_other_along(
+    tiny_model: Path, tile: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "_idle", [])
+    run = Run(job_of(tile, tiny_model))
+    assert run() == ""
+    run.abandon()
+    (process,) = engine_process._idle
+    assert process.alive
+    assert Run(job_of(tile, tiny_model))() == ""
+    process.end()
 
 
 @pytest.mark.gui
@@ -146,12 +215,7 @@ def test_a_killed_engine_leaves_what_is_shown(
     widget = docked(viewer)
     widget.run_button.native.click()
     qtbot.waitUntil(lambda: "of 3 tiles" in widget.status.value, timeout=PATIENCE * 1000)
-    engines = [
-        child
-        for child in psutil.Process().children()
-        if child.is_running() and "engine_server" in " ".join(child.cmdline())
-    ]
-    for engine in engines:
+    for engine in engines():
         engine.kill()
     qtbot.waitUntil(lambda: not widget.running, timeout=PATIENCE * 1000)
     assert "The engine's process ended" in widget.status.value

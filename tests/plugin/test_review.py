@@ -263,6 +263,28 @@ def test_corrections_are_written_beside_and_kept(viewer: Any, qtbot: Any) -> Non
     assert widget.review.current == 5
 
 
+def test_the_table_of_corrected_labels_is_of_them(viewer: Any, qtbot: Any) -> None:
+    source = add_labels(viewer, scale=(0.5, 0.5), units=("um", "um"))
+    areas = np.bincount(source.data.ravel())[1:] * 0.25
+    source.features = source.features.assign(area_um2=areas, y=0.0, x=0.0)
+    widget = opened(viewer, qtbot)
+    assert widget.review is not None
+    press(viewer, qtbot, "D")  # 4
+    press(viewer, qtbot, "R")  # 2
+    layer = widget.review.layer
+    layer.data_setitem((np.array([0, 0]), np.array([0, 1])), 2)
+    press(viewer, qtbot, "6")
+    widget.close_button.native.click()
+    shown = viewer.layers["corrected: tile, tiny"]
+    table = shown.features.set_index("index")
+    assert list(table.index) == [1, 2, 3, 5] == ids(shown.data)
+    assert table.area_um2[2] == (shown.data == 2).sum() * 0.25 == areas[1] + 0.5
+    assert np.isnan(table.score[2])
+    assert table.score[1] == SCORE[0]
+    assert table.y[2] == np.nonzero(shown.data == 2)[0].mean()
+    assert list(source.features["index"]) == [1, 2, 3, 4, 5]
+
+
 def test_a_removed_layer_and_a_closed_widget_lose_nothing(viewer: Any, qtbot: Any) -> None:
     add_labels(viewer)
     widget = opened(viewer, qtbot)
