@@ -40,7 +40,6 @@ class Run:
         self.stopped: Callable[[], bool] = lambda: False
         self._began = self._reported = 0.0  # when the first pass began, and the last one ended
         self._waiting: float | None = None  # since when the process has said nothing
-        self._hung = False
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return f"segmentation of {self.job.plane.name!r}"
@@ -54,7 +53,7 @@ class Run:
             with borrowed() as process, self._watched(process):
                 return self._follow(process.messages)
         except CdalError as error:
-            return "The engine did not stop and was ended." if self._hung else str(error)
+            return str(error)
         except MemoryError:
             return "Not enough memory for the result (segment a smaller region)"
 
@@ -71,7 +70,6 @@ class Run:
                 now, since = time.monotonic(), self._waiting
                 asked = asked or now
                 if since is not None and now - max(since, asked) > _PATIENCE:
-                    self._hung = True
                     process.kill()
                     return
 
