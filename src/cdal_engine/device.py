@@ -84,7 +84,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def out_of_memory(reason: str = "there is not enough memory") -> CdalError:
     """What to raise, and what can be done, where memory does not suffice."""
-    return CdalError(reason, "crop the image, take fewer samples, or correct --mpp if it is wrong")
+    remedy = "crop the image, take fewer samples, or correct its micrometres per pixel"
+    return CdalError(reason, remedy)
 
 
 @contextmanager

@@ -50,6 +50,13 @@ class Learning:
     def __call__(self) -> Learned | str:
         """What was learned, or why nothing was."""
         try:
+            return self._learned()
+        finally:
+            if self.abandoned():  # the page is gone, which else does it
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _learned(self) -> Learned | str:
+        try:
             from cdal_engine.corrections.export import training_folder
             from cdal_engine.corrections.learn import held_out, learn
         except ImportError as error:
@@ -143,7 +150,11 @@ class LearnPage(QWidget):
         """Start from the model whose answer is corrected, if it is there."""
         if model in self.model.choices:
             self.model.value = model
-            self.name.value = f"{model}-corrected"
+            name, number = f"{model}-corrected", 1
+            while name in self.model.choices:  # learned before
+                number += 1
+                name = f"{model}-corrected-{number}"
+            self.name.value = name
 
     def _ready(self) -> CorrectedCopy:
         copy = self._copy()

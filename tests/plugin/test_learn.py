@@ -15,6 +15,7 @@ from cdal_engine.config import DiffusionConfig, ModelConfig, NetworkConfig
 from cdal_engine.model import Model, Networks
 from cdal_engine.training.dataset import find_pairs
 from cdal_engine.weights import available, user_folder
+from napari_cdal.learn_page import Learning
 from napari_cdal.review_widget import ReviewWidget
 from napari_cdal.segment_widget import SegmentWidget
 
@@ -127,6 +128,26 @@ def test_a_model_that_learned_is_named_and_in_the_list(viewer: Any, qtbot: Any, 
 
 
 @pytest.mark.slow
+def test_a_name_that_is_taken_is_not_suggested(
+    viewer: Any, own: str, tiny_network: NetworkConfig
+) -> None:
+    config = ModelConfig(target="binary", network=tiny_network, diffusion=DiffusionConfig(steps=1))
+    Model.save(user_folder() / "mine-corrected", config, Networks(config))
+    assert reviewed(viewer, own).learning.name.value == "mine-corrected-2"
+
+
+def test_nothing_is_left_when_napari_is_closed_meanwhile(
+    viewer: Any, own: str, tmp_path: Path
+) -> None:
+    copy = reviewed(viewer, own).copy
+    assert copy is not None
+    folder = tmp_path / "learning"
+    learning = Learning(copy, folder, user_folder() / own, "cpu", 1.0)
+    learning.abandoned = lambda: True
+    assert learning() == "Stopped before anything was learned."
+    assert not folder.exists()
+
+
 def test_what_did_not_help_is_said_and_leaves_the_old(viewer: Any, qtbot: Any, own: str) -> None:
     """Learning that all is object does not find those of the held-out region."""
     widget = reviewed(viewer, own, 2, all_one=True)

@@ -94,6 +94,7 @@ def test_results_stay_with_the_image_they_are_of(
     widget.form.image.value = source
     widget.run_button.native.click()
     assert widget.running
+    assert widget.status.value == "Loading the model and the image…"
     widget.form.image.value = other
     viewer.layers.selection.active = other
     source.name = "renamed"
