@@ -76,6 +76,7 @@ class EngineProcess:
         assert self._process.stdout is not None
         assert self._process.stdin is not None
         self.messages = Messages(self._process.stdout, self._process.stdin)
+        self.patience = threading.Timer(0, self.end)  # of who keeps it, while it has nothing to do
 
     @property
     def pid(self) -> int:
@@ -94,7 +95,8 @@ class EngineProcess:
     def end(self) -> None:
         """Let it go; it ends at once, whatever it does."""
         self._process.kill()
-        self._process.wait(_PATIENCE)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE)
         for stream in (self._process.stdin, self._process.stdout):
             with suppress(OSError):  # what was not sent yet cannot be any more
                 stream and stream.close()
@@ -103,22 +105,33 @@ class EngineProcess:
         """Say that it is gone, and what may have been the cause."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)
+        status = self._process.returncode
+        killed = status is not None and status < 0
+        cause = "most often for lack of memory" if killed else "the terminal may say why"
         return CdalError(
-            f"the engine's process ended (exit status {self._process.returncode}), most often "
-            "for lack of memory; what is shown stays",
-            "segment a smaller region or draw fewer samples; the terminal may say more",
+            f"the engine's process ended (exit status {status}), {cause}; what is shown stays",
+            "segment a smaller region or draw fewer samples",
         )
 
 
 _idle: list[EngineProcess] = []  # at most one waits for the next job, with torch loaded
 _access = threading.Lock()
+_IDLE = 600  # seconds that one waits, before the memory is given back
+
+
+def _wait(process: EngineProcess) -> None:
+    """Have a process wait for the next job, but not for ever."""
+    _idle.append(process)
+    process.patience = threading.Timer(_IDLE, _end_idle, [process])
+    process.patience.daemon = True
+    process.patience.start()
 
 
 def prepare() -> None:
     """Have a process load PyTorch now, so that the next job need not wait for it."""
     with _access, suppress(CdalError):  # the job will say so
         if not _idle:
-            _idle.append(EngineProcess())
+            _wait(EngineProcess())
 
 
 @contextmanager
@@ -132,8 +145,12 @@ def borrowed() -> Iterator[EngineProcess]:
     """
     with _access:
         process = _idle.pop() if _idle else None
-    if process is None or not process.alive:
-        process = EngineProcess()
+        if process is not None:
+            process.patience.cancel()
+    if process is not None and not process.alive:
+        process.end()
+        process = None
+    process = process or EngineProcess()
     try:
         yield process
     except (EOFError, OSError) as error:
@@ -145,13 +162,20 @@ def borrowed() -> Iterator[EngineProcess]:
         raise
     with _access:
         if not _idle:
-            _idle.append(process)
+            _wait(process)
             return
     process.end()
 
 
-@atexit.register
-def _end_idle() -> None:
+def _end_idle(process: EngineProcess) -> None:
     with _access:
-        while _idle:
-            _idle.pop().end()
+        if process in _idle:
+            _idle.remove(process)
+            process.end()
+
+
+@atexit.register
+def _end_all() -> None:
+    for process in [*_idle]:
+        process.patience.cancel()
+        _end_idle(process)

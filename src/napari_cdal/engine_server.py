@@ -59,6 +59,9 @@ class Server:
         """Do jobs for ever."""
         while True:
             self._tell(*self._done(self._came.get()))
+            torch = sys.modules.get("torch")
+            if torch is not None and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # others use the graphics card, too
 
     def _tell(self, word: str, value: object) -> None:
         try:

@@ -175,6 +175,28 @@ def test_one_that_hangs_keeps_nobody_waiting(
     assert not engine_process._idle
 
 
+def test_one_that_waits_long_gives_its_memory_back(
+    tiny_model: Path, tile: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "_idle", [])
+    monkeypatch.setattr(engine_process, "_IDLE", 0.5)
+    assert Run(job_of(tile, tiny_model))() == ""
+    (process,) = engine_process._idle
+    deadline = time.monotonic() + PATIENCE
+    while engine_process._idle and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not engine_process._idle
+    deadline = time.monotonic() + PATIENCE
+    while process.alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not process.alive
+    assert Run(job_of(tile, tiny_model))() == ""
+    with engine_process.borrowed() as second:  # in good time: nobody ends it meanwhile
+        time.sleep(1)
+        assert second.alive
+    second.end()
+
+
 def test_what_is_abandoned_once_it_has_ended_takes_no_other_along(
     tiny_model: Path, tile: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
