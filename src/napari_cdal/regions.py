@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from .planes import Plane
 
-__all__ = ["Region", "in_view", "of_shapes", "whole"]
+__all__ = ["Region", "in_view", "of_shapes", "see_through", "whole"]
 
+_PLAIN = "white", "#777777ff"  # fill and edge of shapes in a new layer of napari's
+_FILL, _EDGE = "#ffffff26", "black"
 _CORNERS = 64  # of the polygon that stands for an ellipse
 _AREAS = {"rectangle", "polygon", "ellipse"}
 _WAYS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])  # from a window's middle to its corners
@@ -108,6 +110,17 @@ def of_shapes(plane: Plane, shapes: Shapes) -> tuple[Region, ...]:
             "draw a rectangle, polygon or ellipse on it",
         )
     return tuple(regions)
+
+
+def see_through(shapes: Shapes) -> None:
+    """Have regions in napari's own colours, which hide what they are drawn on, show it.
+
+    Colours that the user has chosen stay.
+    """
+    now = str(shapes.current_face_color), str(shapes.current_edge_color)
+    if now == _PLAIN and (shapes.face_color == 1).all():
+        shapes.face_color, shapes.edge_color = _FILL, _EDGE
+        shapes.current_face_color, shapes.current_edge_color = _FILL, _EDGE
 
 
 def _outlines(plane: Plane, shapes: Shapes) -> Iterator[tuple[int, NDArray[np.float64]]]:

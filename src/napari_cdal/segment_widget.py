@@ -23,6 +23,7 @@ from .engine_process import prepare
 from .jobs import Answer
 from .menus import refresh
 from .planes import full_resolution
+from .regions import see_through
 from .settings import preferences
 from .shown import ShownRun
 from .status import as_status, sentence
@@ -175,6 +176,8 @@ class SegmentWidget(Container[Widget]):
         """Follow the shapes that are chosen while they are drawn."""
         scope = self.form.scope.value
         old, self._shapes = self._shapes, scope if isinstance(scope, Shapes) else None
+        if self._shapes is not None:
+            see_through(self._shapes)
         for shapes, act in ((old, "disconnect"), (self._shapes, "connect")):
             if shapes is not None:
                 getattr(shapes.events.data, act)(self._on_moved)

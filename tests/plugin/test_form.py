@@ -90,6 +90,24 @@ def test_the_hint_follows_shapes_and_window(
     assert widget.status.value == "what a run has found"
 
 
+def test_regions_do_not_hide_what_they_are_drawn_on(
+    viewer: Any, docked: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(tile, name="tile", rgb=True)
+    plain = viewer.add_shapes([SQUARE], name="plain")
+    red = viewer.add_shapes([SQUARE], name="red", face_color="red")
+    empty = viewer.add_shapes(name="empty", ndim=2)
+    widget = docked(viewer)
+    for shapes in (plain, red, empty):
+        widget.form.scope.value = shapes
+    plain.add_rectangles(SQUARE + 5)
+    empty.add_rectangles(SQUARE)
+    for shapes in (plain, empty):
+        assert (shapes.face_color[:, 3] < 0.2).all()
+        assert (shapes.edge_color == (0, 0, 0, 1)).all()
+    np.testing.assert_array_equal(red.face_color, [(1, 0, 0, 1)])
+
+
 def test_the_view_of_a_pyramid_is_what_the_window_shows(
     viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
 ) -> None:
