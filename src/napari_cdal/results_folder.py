@@ -13,7 +13,7 @@ import tifffile
 import zarr
 from napari.utils.notifications import show_warning
 
-from cdal_engine.corrections.corrected import CORRECTED, RECORD
+from cdal_engine.corrections.corrected import CORRECTED, RECORD, changed_objects
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.records import read_run
@@ -83,10 +83,18 @@ def _image(record: dict[str, Any]) -> list[LayerData]:
 
 
 def _corrected(folder: Path, record: dict[str, Any], others: list[LayerData]) -> list[LayerData]:
-    """Labels that a person has corrected, in place of those they were made of."""
+    """Labels that a person has corrected, in place of those they were made of.
+
+    What the table says of other outlines than these is left out.
+    """
     if not (folder / CORRECTED / RECORD).is_file():
         return []
     layers = _labels(folder, record, CORRECTED)
+    changed = list(changed_objects(folder / CORRECTED))
+    for _, arguments, _ in layers:
+        table = arguments["features"]
+        same = ~np.isin(table["index"], changed) if table else None
+        arguments["features"] = {name: column[same] for name, column in table.items()}
     for _, arguments, kind in others if layers else ():
         if kind == "labels":
             arguments["visible"] = False

@@ -301,6 +301,12 @@ def test_an_object_across_two_regions_stays_one(
     record = json.loads((results / "corrected" / "corrections.json").read_text())
     done = {label: each["action"] for label, each in record["objects"].items()}
     assert done == {str(gone): "deleted", str(kept): "merged", str(merged): "merged"}
+    viewer.layers.clear()
+    again = {
+        layer.name.split(":")[0]: layer for layer in viewer.open(results, plugin="napari-cdal")
+    }
+    table = again["corrected"].features
+    assert set(again["labels"].features["index"]) - set(table["index"]) == {gone, kept, merged}
 
 
 def test_a_damaged_version_brings_back_the_one_before(

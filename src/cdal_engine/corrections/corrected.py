@@ -35,11 +35,12 @@ from .answer import Answer
 from .edits import Touched, now
 from .versions import Edit, Versions
 
-__all__ = ["CORRECTED", "RECORD", "CorrectedCopy"]
+__all__ = ["CORRECTED", "RECORD", "CorrectedCopy", "changed_objects"]
 
 CORRECTED = "corrected"  # the folder beside the originals
 RECORD = "corrections.json"
 _GONE = ("deleted", "merged")
+_LARGEST = 2**28  # bytes of a record: an object takes a hundred
 _STEP = 256  # pixels that are looked at further and further around a region
 
 
@@ -72,7 +73,7 @@ class CorrectedCopy:
             with writing(folder):
                 if not (folder / RECORD).is_file():
                     self._make(answer)
-            self._record: dict[str, Any] = self._read_record()
+            self._record = _read_record(folder)
             self.versions = Versions(folder / "versions")
             self._check(answer)
             self.recovered = self._recover()
@@ -130,18 +131,6 @@ class CorrectedCopy:
             "regions": [],
         }
         write_json(self.folder / RECORD, record)
-
-    def _read_record(self) -> dict[str, Any]:
-        path = self.folder / RECORD
-        try:
-            record = json.loads(path.read_text("utf-8"))
-            return dict(record) if record["objects"] is not None else {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CdalError(
-                f"the record of corrections is damaged: {error}",
-                f"move {self.folder.name} away to start anew",
-                path,
-            ) from None
 
     def _check(self, answer: Answer) -> None:
         if isinstance(answer.labels, Path):
@@ -320,6 +309,40 @@ class CorrectedCopy:
             aside = path.with_name(f".{path.name}")
             write_plane(aside, picture, self.spacing, rgb=picture.ndim == 3)
             os.replace(aside, path)
+
+
+def changed_objects(folder: Path) -> set[int]:
+    """Labels of the objects that a person gave other pixels, in a copy that need not be held.
+
+    Raises
+    ------
+    CdalError
+        If its record is damaged.
+    """
+    objects = _read_record(folder)["objects"]
+    try:
+        return {int(label) for label, each in objects.items() if each["action"] != "accepted"}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"more than {_LARGEST} bytes")
+        record = json.loads(path.read_text("utf-8"))
+        return dict(record) if record["objects"] is not None else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> CdalError:
+    return CdalError(
+        f"the record of corrections is damaged: {error}",
+        f"move {folder.name} away to start anew",
+        folder / RECORD,
+    )
 
 
 def _box(spans: list[list[int]]) -> Box:
