@@ -408,7 +408,7 @@ def test_what_is_left_is_judged_by_what_was_done_and_does_not_rise() -> None:
     under_way._report(0, 1 / 20)
     said = []
     for _ in range(2):
-        left = re.fullmatch(r"5%, about (\d+) s left", under_way.text())
+        left = re.fullmatch(r"5%, about (\d+) s left\.", under_way.text())
         assert left is not None
         said.append(int(left[1]))
         time.sleep(1.1)

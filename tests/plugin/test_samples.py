@@ -157,7 +157,7 @@ def test_steps_have_sliders_that_the_samples_share(
 
 
 def test_steps_beyond_memory_are_refused(viewer: Any, docked: Any, tile: NDArray[np.uint8]) -> None:
-    viewer.add_image(np.broadcast_to(tile[:1, :1], (9000, 9000, 3)), name="large", rgb=True)
+    viewer.add_image(np.broadcast_to(tile[:1, :1], (5000, 5000, 3)), name="large", rgb=True)
     widget = docked(viewer)
     widget.form.samples.value = 5
     assert "limit" not in widget.status.value
