@@ -293,7 +293,7 @@ def _features(source: Labels, copy: CorrectedCopy) -> Any:
     It has no score or agreement: those were of other outlines.
     """
     table = source.features
-    changed = [n for n, each in copy.touched.items() if each["action"] != "accepted"]
+    changed = list(copy.changed)
     if "index" not in table or not changed:
         return table
     wanted = np.zeros(copy.next_label, bool)

@@ -94,7 +94,7 @@ class EngineProcess:
 
     def end(self) -> None:
         """Let it go; it ends at once, whatever it does."""
-        self._process.kill()
+        self.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)
         for stream in (self._process.stdin, self._process.stdout):

@@ -282,6 +282,11 @@ class CorrectedCopy:
         return self._record
 
     @property
+    def changed(self) -> set[int]:
+        """Labels of the objects that a person gave other pixels."""
+        return _changed(self._record["objects"])
+
+    @property
     def touched(self) -> Touched:
         """What was done to which objects."""
         return {int(label): each for label, each in self._record["objects"].items()}
@@ -321,9 +326,13 @@ def changed_objects(folder: Path) -> set[int]:
     """
     objects = _read_record(folder)["objects"]
     try:
-        return {int(label) for label, each in objects.items() if each["action"] != "accepted"}
+        return _changed(objects)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
+
+
+def _changed(objects: dict[Any, dict[str, Any]]) -> set[int]:
+    return {int(label) for label, each in objects.items() if each["action"] != "accepted"}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
