@@ -1,6 +1,7 @@
 """Ctrl-C, and the SIGTERM with which batch systems end jobs."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +20,26 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 @contextmanager
+def _swallowed_in_silence() -> Iterator[None]:
+    """Let Python print no traceback where a callback cannot pass the interruption on.
+
+    A signal may arrive while Python calls a finalizer or the callback of a weak reference: it
+    reports what is raised there and goes on. `check` raises it again.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+
+
+@contextmanager
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt on either signal while the context lasts."""
     _received.clear()
@@ -27,12 +48,12 @@ def interruptible() -> Iterator[None]:
         _received.append(number)
         raise KeyboardInterrupt
 
-    with _handling(handle):
+    with _handling(handle), _swallowed_in_silence():
         yield
 
 
 def check() -> None:
-    """Raise again where a callback of some library swallowed the interruption."""
+    """Raise again where a callback swallowed the interruption."""
     if _received:
         raise KeyboardInterrupt
 
