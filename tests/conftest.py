@@ -89,3 +89,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_network: NetworkCo
     folder = tmp_path_factory.mktemp("models") / "tiny"
     Model.save(folder, config, Networks(config))
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process alone have windows where pytest-xdist runs several: they share a keyboard."""
+    for item in items:
+        if "plugin" in item.path.relative_to(TESTS).parts:
+            item.add_marker(pytest.mark.xdist_group("windows"))

@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -15,6 +15,7 @@ from cdal_engine.errors import CdalError
 
 __all__ = ["EngineProcess", "Messages", "borrowed", "prepare"]
 
+Stopped = Callable[[], bool]
 _PATIENCE = 5  # seconds that a process is given to end by itself
 _FLAGS = sum(  # of Windows
     getattr(subprocess, name, 0) for name in ("CREATE_NO_WINDOW", "BELOW_NORMAL_PRIORITY_CLASS")
@@ -88,6 +89,41 @@ class EngineProcess:
         """Whether it can be given a job."""
         return self._process.poll() is None
 
+    def do(self, job: object, heard: Mapping[str, Callable[..., None]], stopped: Stopped) -> Any:
+        """Have it do a job, and wait; return what it says in the end.
+
+        Parameters
+        ----------
+        job
+            What `engine_server` knows how to do.
+        heard : mapping
+            By word, what is called with what the engine tells meanwhile.
+        stopped : callable
+            Whether it is to stop: it is asked to when it tells something next.
+
+        Raises
+        ------
+        RuntimeError
+            For what nobody expected there; its traceback is a note.
+        EOFError
+            If the process ends meanwhile.
+        """
+        self.messages.send("job", job)
+        stopping = False
+        while True:
+            word, value = self.messages.receive()
+            if word == "done":
+                return value
+            if word == "failed":
+                problem, trace = value
+                error = RuntimeError(problem)
+                error.add_note(f"In the engine's process:\n{trace}")
+                raise error
+            heard[word](*value)
+            if not stopping and stopped():
+                self.messages.send("stop")
+                stopping = True
+
     def kill(self) -> None:
         """Have it end at once, whatever it does; whoever borrowed it is told so."""
         self._process.kill()
@@ -110,7 +146,7 @@ class EngineProcess:
         cause = "most often for lack of memory" if killed else "the terminal may say why"
         return CdalError(
             f"the engine's process ended (exit status {status}), {cause}; what is shown stays",
-            "segment a smaller region or draw fewer samples",
+            "close other programs, segment a smaller region or draw fewer samples",
         )
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from cdal_engine.errors import Cancelled, CdalError
 
 from .engine_process import Messages
-from .jobs import Answer, Job
+from .jobs import Answer, Job, Lesson
+from .learning import learned
 from .segmenting import Segmenting
 
 __all__ = ["main"]
@@ -26,10 +27,11 @@ __all__ = ["main"]
 class Server:
     """Does jobs.
 
-    Asked: `job` (a `Job`), `pixels` (an array, or the error that kept it from being read) and
-    `stop`. Told: `read` (a level's number and an index, answered by `pixels`), `progress` (region
-    and part of the work), `answer` (region and `Answer`) and, last, `done` (a line to show if the
-    user can act on what failed) or `failed` (what nobody expected, and its traceback).
+    Asked: `job` (a `Job` or `Lesson`), `pixels` (an array, or the error that kept it from being
+    read) and `stop`. Told: of a `Job`, `read` (a level's number and an index, answered by
+    `pixels`), `progress` (region and part of the work) and `answer` (region and `Answer`); of a
+    `Lesson`, `row` (of the training's curves). Last, `done` (what a lesson gave, or a line to show
+    if the user can act on what failed) or `failed` (what nobody expected, and its traceback).
     """
 
     def __init__(self, messages: Messages) -> None:
@@ -69,22 +71,32 @@ class Server:
         except OSError:
             os._exit(0)  # napari is gone
 
-    def _done(self, job: Job) -> tuple[str, object]:
-        levels = tuple(
-            _Elsewhere(self, number, level.shape) for number, level in enumerate(job.plane.levels)
-        )
-        job = replace(job, plane=replace(job.plane, levels=levels))
+    def _done(self, job: Job | Lesson) -> tuple[str, object]:
         try:
-            Segmenting(job, self._keep, self._report)()
+            if isinstance(job, Lesson):
+                return "done", learned(job, self._row)
+            Segmenting(self._here(job), self._keep, self._report)()
         except Cancelled:
-            pass
+            return "done", ""
         except CdalError as error:
             return "done", str(error)
-        except MemoryError:  # reading the layer; the engine reports its own
-            return "done", "Not enough memory to read this image (crop it)"
+        except MemoryError:  # reading the layer, most often; the engine reports its own
+            return "done", "Not enough memory (crop the image, or close other programs)"
         except Exception as error:
             return "failed", (f"{type(error).__name__}: {error}", traceback.format_exc())
         return "done", ""
+
+    def _here(self, job: Job) -> Job:
+        """The job, with levels whose pixels are asked for."""
+        levels = tuple(
+            _Elsewhere(self, number, level.shape) for number, level in enumerate(job.plane.levels)
+        )
+        return replace(job, plane=replace(job.plane, levels=levels))
+
+    def _row(self, row: dict[str, float]) -> None:
+        self._tell("row", (row,))
+        if self._stop.is_set():
+            raise Cancelled
 
     def _keep(self, part: int, answer: Answer) -> None:
         self._tell("answer", (part, answer))

@@ -1,4 +1,4 @@
-"""What is to be segmented, and what is known of it so far."""
+"""What the engine is to do, and what it gives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cdal_engine.config import ModelConfig
     from cdal_engine.segmentation import Segmentation
 
-__all__ = ["Answer", "Job"]
+__all__ = ["Answer", "Job", "Learned", "Lesson"]
 
 
 @dataclass(frozen=True)
@@ -78,3 +78,56 @@ class Answer:
         """Whether samples can be added: the answer is whole, and what it was made of is kept."""
         found = self.segmentation
         return found.samples is not None and found.mean is not None and not self.so_far
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What to fine-tune a model to, and what the new one is called.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds `data`, a training folder; the run is written beside it.
+    stems : dict
+        Of `training_folder`.
+    model : Path
+        Folder of the model to start from.
+    device : str
+    minutes : float
+        At most; validation comes on top.
+    name : str
+        Of the new model, whose card says that it comes from `start`.
+    start : str
+    own : Path or None
+        Folder of the user's models; None: the engine's.
+    """
+
+    folder: Path
+    stems: Mapping[int, list[str]]
+    model: Path
+    device: str
+    minutes: float
+    name: str
+    start: str
+    own: Path | None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of a lesson.
+
+    Attributes
+    ----------
+    lesson : Lesson
+    folder : Path or None
+        Of the new model; None if it is not better than the old one.
+    scores : str
+        On the held-out regions before and after.
+    stopped : bool
+        Whether it was stopped before its end.
+    """
+
+    lesson: Lesson
+    folder: Path | None
+    scores: str
+    stopped: bool

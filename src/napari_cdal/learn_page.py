@@ -6,82 +6,60 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from magicgui.widgets import ComboBox, LineEdit, PushButton, SpinBox
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QWidget
 
 from cdal_engine.corrections.corrected import CorrectedCopy
-from cdal_engine.errors import Cancelled, CdalError
+from cdal_engine.errors import CdalError
 from cdal_engine.weights import available, folder_for
 
 from .curve import Curve
+from .jobs import Learned, Lesson
 from .settings import Preferences
 from .status import as_status, sentence
-from .worker import given_up
-
-if TYPE_CHECKING:
-    from cdal_engine.corrections.learn import Learned
+from .worker import Errand, start
 
 __all__ = ["LearnPage"]
 
 _POLL = 200  # milliseconds between looks at how far it is
 
 
-class Learning:
-    """A fine-tuning on its way: called in a worker thread, looked at from the GUI's."""
+class Learning(Errand):
+    """A fine-tuning on its way.
 
-    def __init__(
-        self, copy: CorrectedCopy, folder: Path, model: Path, device: str, minutes: float
-    ) -> None:
-        self._copy, self._folder = copy, folder
-        self._model, self._device, self._minutes = model, device, minutes
+    Parameters
+    ----------
+    copy : CorrectedCopy
+    lesson : Lesson
+        Without `stems`: its training folder is written first. Its folder is removed in the end.
+    """
+
+    def __init__(self, copy: CorrectedCopy, lesson: Lesson) -> None:
+        super().__init__()
+        self._copy, self._lesson = copy, lesson
         self.rows: deque[dict[str, float]] = deque()  # reported, and not shown yet
-        self.stop = False  # a worker that is told to quit returns nothing
-        self.abandoned: Callable[[], bool] = lambda: False
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return "fine-tuning on corrections"
 
     def __call__(self) -> Learned | str:
         """What was learned, or why nothing was."""
-        try:
-            return self._learned()
-        finally:
-            if self.abandoned():  # the page is gone, which else does it
-                shutil.rmtree(self._folder, ignore_errors=True)
+        from cdal_engine.corrections.export import training_folder
 
-    def _learned(self) -> Learned | str:
         try:
-            from cdal_engine.corrections.export import training_folder
-            from cdal_engine.corrections.learn import held_out, learn
-        except ImportError as error:
-            return f"Training needs {error.name} (pip install 'napari-cdal[train]')."
-        try:
-            stems = training_folder(self._copy, self._folder / "data")
-            chosen = held_out(stems)
-            return learn(
-                self._folder / "data",
-                self._folder / "run",
-                self._model,
-                chosen,
-                self._device,
-                self._minutes,
-                self._report,
-            )
+            stems = training_folder(self._copy, self._lesson.folder / "data")
+            given = self._do(replace(self._lesson, stems=stems), {"row": self.rows.append})
+            return given if isinstance(given, Learned) else str(given)
         except CdalError as error:
             return str(error)
-        except Cancelled:
-            return "Stopped before anything was learned."
-
-    def _report(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-        if self.stop or self.abandoned():
-            raise Cancelled
+        finally:
+            shutil.rmtree(self._lesson.folder, ignore_errors=True)
 
 
 class LearnPage(QWidget):
@@ -106,7 +84,7 @@ class LearnPage(QWidget):
         self._preferences, self._copy, self._on_model = preferences, copy, on_model
         self._learning: Learning | None = None
         self._worker: Any = None
-        self._folder: Path | None = None
+        self._stopping = False
         self.model = ComboBox(label="Start from", choices=self._models)
         self.name = LineEdit(label="New model", value="my-nuclei")
         self.minutes = SpinBox(label="Minutes, at most", value=8, min=1, max=600)
@@ -168,32 +146,40 @@ class LearnPage(QWidget):
         if self.running:
             return
         try:
-            copy = self._ready()
-            folder_for(self.name.value, self._preferences.own_models)
-            models = available(self._preferences.own_models)
-            model = models[self.model.value]
+            learning = Learning(self._ready(), self._lesson())
         except CdalError as error:
             self._say(str(error))
             show_error(str(error))
             return
-        self._folder = Path(tempfile.mkdtemp(prefix="cdal-learning-"))
-        minutes = float(self.minutes.value)
-        learning = Learning(copy, self._folder, model, self._preferences.device, minutes)
-        worker = create_worker(learning, _start_thread=False)
-        learning.abandoned = given_up(worker)
+        worker = start(learning)
+        learning.stopped = lambda: self._stopping
         worker.returned.connect(self._on_returned)
         worker.errored.connect(lambda error: self._say(f"{type(error).__name__}: {error}"))
         worker.finished.connect(self._on_finished)
-        self._learning, self._worker = learning, worker
+        self._learning, self._worker, self._stopping = learning, worker, False
         self.curve.clear()
         self._set_running(True)
         self._say("Reading the regions, and judging the model as it is…")
         self._timer.start()
         worker.start()
 
+    def _lesson(self) -> Lesson:
+        chosen, name, start = self._preferences, str(self.name.value), str(self.model.value)
+        folder_for(name, chosen.own_models)  # refuses a name that is taken
+        return Lesson(
+            folder=Path(tempfile.mkdtemp(prefix="cdal-learning-")),
+            stems={},
+            model=available(chosen.own_models)[start],
+            device=chosen.device,
+            minutes=float(self.minutes.value),
+            name=name,
+            start=start,
+            own=chosen.own_models,
+        )
+
     def _on_stop(self) -> None:
         if self._learning is not None:
-            self._learning.stop = True
+            self._stopping = True
             self.stop_button.enabled = False
             self._say("Stopping: what was learned so far is judged…")
 
@@ -211,29 +197,19 @@ class LearnPage(QWidget):
         if isinstance(result, str):
             self._say(result)
             return
-        from cdal_engine.corrections.learn import publish
-
-        name, start = str(self.name.value), str(self.model.value)
-        scores = f"{result.outcome}"
+        start, name = result.lesson.start, result.lesson.name
+        if result.folder is None:
+            kept = f"{start} stays as it was, and is the better one"
+            self._say(f"It did not help: {kept}. {result.scores}.")
+            return
         ended = "Stopped; the best so far is kept. " if result.stopped else ""
-        if not result.outcome.better:
-            self._say(f"It did not help: {start} stays as it was, and is the better one. {scores}.")
-            return
-        card = f"{start}, fine-tuned on corrected regions; {scores}."
-        try:
-            folder = publish(result, name, card, self._preferences.own_models)
-        except CdalError as error:
-            self._say(str(error))
-            return
-        self._say(f"{ended}New model {name!r}: {scores}. It lies in {folder}.")
+        self._say(f"{ended}New model {name!r}: {result.scores}. It lies in {result.folder}.")
         self.model.reset_choices()
-        self._on_model(name, folder)
+        self._on_model(name, result.folder)
 
     def _on_finished(self) -> None:
         self._timer.stop()
         self._learning = self._worker = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
         self._set_running(False)
 
     def _set_running(self, running: bool) -> None:
@@ -244,10 +220,12 @@ class LearnPage(QWidget):
         self.status.setText(sentence(text))
 
     def abandon(self) -> None:
-        """Let a running worker stop unheard: the widget is going away."""
+        """End the fine-tuning unheard: the widget is going away."""
         worker, self._worker = self._worker, None
         if worker is not None:
             self._timer.stop()
+            if self._learning is not None:
+                self._learning.abandon()
             worker.quit()
 
     # -- the same data, for the command line ------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import tifffile
 import zarr
 from napari.utils.notifications import show_warning
+from numpy.typing import NDArray
 
 from cdal_engine.corrections.corrected import CORRECTED, RECORD, changed_objects
 from cdal_engine.errors import CdalError
@@ -25,6 +27,7 @@ from .sources import source_layers
 
 __all__ = ["pyramid", "results_layers", "saved_labels"]
 
+_MOST_COLUMNS = 256
 _BOX = frozenset({"y0", "x0", "y1", "x1"})  # columns in the image's pixels, not the layer's
 
 
@@ -58,8 +61,27 @@ def saved_labels(path: Path) -> list[LayerData]:
                 levels, placement = _levels(path, ome)
                 many = len(levels) > 1  # a pyramid cannot be painted on, an array in memory can
                 data = levels if many else np.asarray(levels[0])
-            return [(data, {"name": path.name, **placement, "multiscale": many}, "labels")]
+            described: dict[str, Any] = {"name": path.name, "features": {}}
+            with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                described["features"] = _properties(ome["image-label"])  # not ours, or damaged
+            return [(data, {**described, **placement, "multiscale": many}, "labels")]
     return []
+
+
+def _properties(described: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The table of labels as the writer saved it; in columns of text what is not all numbers."""
+    rows = [row for row in described.get("properties", ()) if int(row["label-value"]) > 0]
+    table = {"index": np.array([int(row["label-value"]) for row in rows], np.int64)}
+    names = dict.fromkeys(name for row in rows for name in row if name != "label-value")
+    if len(names) > _MOST_COLUMNS:  # each is as long as there are rows
+        raise ValueError(f"a table of {len(names)} columns")
+    for name in names:
+        values = [row.get(name) for row in rows]
+        if all(value is None or isinstance(value, int | float) for value in values):
+            table[name] = np.array(values, np.float64)
+        else:
+            table[name] = np.array(["" if value is None else str(value) for value in values])
+    return table if rows else {}
 
 
 def _image(record: dict[str, Any]) -> list[LayerData]:

@@ -73,6 +73,8 @@ class ShownRun:
         layer = layers.get(title)
         if layer is None:
             layer = Layer.create(data, arguments, kind)
+            if isinstance(layer, Labels):
+                layer.contour = _OUTLINE  # before it is drawn for the first time
             layers[title] = layer
             self._insert(layer, layers, self.answers[part].job.plane.layer)
         elif layer in self._viewer.layers:
@@ -110,9 +112,8 @@ class ShownRun:
         seen = camera.center, camera.zoom
         every.insert(min(present, default=len(every)), layer)
         camera.center, camera.zoom = seen  # napari shows all again when a slider is added
-        if isinstance(layer, Labels):
-            layer.contour = _OUTLINE
-            active = layer if active == source else active  # may be proxies
+        if isinstance(layer, Labels) and active == source:  # may be proxies
+            active = layer
         every.selection.active = active
 
     def _mine(self) -> list[Layer]:

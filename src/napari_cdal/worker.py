@@ -1,10 +1,10 @@
-"""One run of the engine, followed in napari's thread pool."""
+"""Jobs of the engine, followed in napari's thread pool."""
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,29 +13,64 @@ from numpy.typing import NDArray
 
 from cdal_engine.errors import CdalError
 
-from .engine_process import EngineProcess, Messages, borrowed
+from .engine_process import EngineProcess, borrowed
 from .jobs import Answer, Job
 
-__all__ = ["Run", "given_up", "start"]
+__all__ = ["Errand", "Run", "start"]
 
 
-class Run:
+class Errand:
     """A job on its way: called in a worker thread, looked at from the GUI's.
 
     The engine works in a process of its own. Progress and answers are read by polling rather than
-    sent by signals, so the number of tiles never floods the event loop.
+    sent by signals, so their number never floods the event loop.
     """
 
+    def __init__(self) -> None:
+        self.stopped: Callable[[], bool] = lambda: False
+        self._process: EngineProcess | None = None
+        self._abandoned = False
+
+    def _do(self, job: object, heard: Mapping[str, Callable[..., None]]) -> Any:
+        """Have the engine do a job, see `EngineProcess.do`.
+
+        Raises
+        ------
+        CdalError
+            If it cannot be started, or ends meanwhile.
+        """
+        with borrowed() as process:
+            self._process = process
+            if self._abandoned:  # meanwhile
+                process.kill()
+            try:
+                return process.do(job, heard, self.stopped)
+            finally:
+                self._process = None  # the next job is another's
+
+    def _tell(self, word: str, value: object) -> None:
+        assert self._process is not None
+        self._process.messages.send(word, value)
+
+    def abandon(self) -> None:
+        """End the process, whatever it does: nobody wants what it has found, or waits for it."""
+        self._abandoned = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+
+class Run(Errand):
+    """A segmentation on its way."""
+
     def __init__(self, job: Job) -> None:
+        super().__init__()
         self.job = job
         self.answers: dict[int, Answer] = {}  # by region, the newest of each
         self.part = 0  # region being worked on
         self.so_far = ""
         self.fraction = 0.0  # of the work
-        self.stopped: Callable[[], bool] = lambda: False
         self._began = self._reported = 0.0  # when the first pass began, and the last one ended
-        self._process: EngineProcess | None = None
-        self._abandoned = False
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return f"segmentation of {self.job.plane.name!r}"
@@ -46,54 +81,25 @@ class Run:
         Not the error itself: napari raises one that a worker returns, and shows its traceback.
         """
         try:
-            with borrowed() as process:
-                self._process = process
-                if self._abandoned:  # meanwhile
-                    process.kill()
-                try:
-                    return self._follow(process.messages)
-                finally:
-                    self._process = None  # the next job is another's
+            return str(
+                self._do(
+                    self.job,
+                    {"read": self._read, "progress": self._report, "answer": self._keep},
+                )
+            )
         except CdalError as error:
             return str(error)
         except MemoryError:
             return "Not enough memory for the result (segment a smaller region)"
 
-    def _follow(self, messages: Messages) -> str:
-        messages.send("job", self.job)
-        stopping = False
-        while True:
-            word, value = messages.receive()
-            if word == "done":
-                return str(value)
-            if word == "failed":
-                problem, trace = value
-                error = RuntimeError(problem)
-                error.add_note(f"In the engine's process:\n{trace}")
-                raise error
-            if word == "read":
-                messages.send("pixels", self._pixels(*value))
-            elif word == "progress":
-                self._report(*value)
-            else:
-                self._keep(*value)
-            if not stopping and self.stopped():
-                messages.send("stop")
-                stopping = True
-
-    def abandon(self) -> None:
-        """End the process, whatever it does: nobody wants what it has found, or waits for it."""
-        self._abandoned = True
-        process = self._process
-        if process is not None:
-            process.kill()
-
-    def _pixels(self, level: int, index: Any) -> NDArray[np.generic] | Exception:
-        """Read the layer, whose data are in this process only; or what keeps it from being read."""
+    def _read(self, level: int, index: Any) -> None:
+        """Send pixels of the layer, whose data are in this process only, or what went wrong."""
+        pixels: NDArray[np.generic] | Exception
         try:
-            return self.job.plane.part(level, index)
+            pixels = self.job.plane.part(level, index)
         except (CdalError, MemoryError) as error:
-            return error
+            pixels = error
+        self._tell("pixels", pixels)
 
     def _keep(self, part: int, answer: Answer) -> None:
         kept = self.job.kept.get(part)
@@ -121,21 +127,17 @@ class Run:
         return f"{', '.join(what)}."
 
 
-def start(run: Run) -> Any:
-    """Make the napari worker of a run, not yet started; its `quit` stops it at the next pass."""
+def start(errand: Errand) -> Any:
+    """Make the napari worker of a job, not yet started; its `quit` stops it at the next pass."""
     from napari.qt.threading import create_worker
 
-    worker = create_worker(run, _start_thread=False)
-    run.stopped = given_up(worker)
-    return worker
-
-
-def given_up(worker: Any) -> Callable[[], bool]:
-    """Return what tells whether a napari worker was asked to quit, or is there no more."""
+    worker = create_worker(errand, _start_thread=False)
     reference = weakref.ref(worker)
 
-    def asked() -> bool:
+    def given_up() -> bool:
+        """Whether the worker was asked to quit, or is there no more."""
         alive = reference()
         return alive is None or bool(alive.abort_requested)
 
-    return asked
+    errand.stopped = given_up
+    return worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -29,13 +30,17 @@ _Write = Callable[[Path, Labels], None]
 
 
 def write_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Save a plane of labels as OME-Zarr: a pyramid with scale and place in micrometres."""
+    """Save a plane of labels as OME-Zarr: a pyramid with scale and place in micrometres.
+
+    The table goes along, as the format's properties of labels, up to some thousand objects.
+    """
 
     def write(aside: Path, layer: Labels) -> None:
         from cdal_engine.io.ome_zarr import write_labels
 
         corner = in_micrometres(layer, np.zeros(layer.ndim))[-2:]
-        write_labels(aside, _plane(layer), _pixel_size(layer), tuple(corner.tolist()))
+        placed = _pixel_size(layer), tuple(corner.tolist())
+        write_labels(aside, _plane(layer), *placed, _properties(layer))
 
     return _saved(path, data, meta, write, ".ome.zarr", ".zarr")
 
@@ -136,6 +141,19 @@ def _plane(layer: Labels) -> NDArray[np.uint32]:
     if labels.size != np.prod(labels.shape[-2:]):
         raise CdalError("labels of several planes", "save as NIfTI or TIFF, or one plane of them")
     return labels.reshape(labels.shape[-2:])
+
+
+def _properties(layer: Labels) -> list[dict[str, Any]]:
+    """Rows of the table; a value that is not known, which JSON cannot say, is left out."""
+    table = layer.features
+    if "index" not in table:
+        return []
+    rows = table.rename(columns={"index": "label-value"}).to_dict("records")
+    return [{name: value for name, value in row.items() if _says(value)} for row in rows]
+
+
+def _says(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _pixel_size(layer: Labels) -> float | None:

@@ -65,6 +65,7 @@ plane = plane_of(Image(np.zeros((40, 50, 3), np.uint8)), (0, 0))
 run = Run(Job(plane, whole(plane), Path({str(tiny_model)!r}), "cpu", 0.25, 2, 2, 0, frozenset()))
 assert run() == ""
 assert run.answers[0].segmentation.labels.shape == (40, 50)
+import cdal_engine.corrections.export, napari_cdal.review_widget  # and all that they load
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", here], check=True, timeout=PATIENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from cdal_engine.config import DiffusionConfig, ModelConfig, NetworkConfig
 from cdal_engine.model import Model, Networks
 from cdal_engine.training.dataset import find_pairs
 from cdal_engine.weights import available, user_folder
-from napari_cdal.learn_page import Learning
 from napari_cdal.review_widget import ReviewWidget
 from napari_cdal.segment_widget import SegmentWidget
 
@@ -137,15 +137,19 @@ def test_a_name_that_is_taken_is_not_suggested(
 
 
 def test_nothing_is_left_when_napari_is_closed_meanwhile(
-    viewer: Any, own: str, tmp_path: Path
+    viewer: Any, qtbot: Any, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = reviewed(viewer, own).copy
-    assert copy is not None
-    folder = tmp_path / "learning"
-    learning = Learning(copy, folder, user_folder() / own, "cpu", 1.0)
-    learning.abandoned = lambda: True
-    assert learning() == "Stopped before anything was learned."
-    assert not folder.exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    page = reviewed(viewer, own).learning
+    page.learn_button.native.click()
+    qtbot.waitUntil(lambda: len(page.curve.losses) > 3, timeout=PATIENCE)
+    process = page._learning._process._process
+    (folder,) = tmp_path.glob("cdal-learning-*")
+    assert any(folder.iterdir())
+    viewer.close()
+    qtbot.waitUntil(lambda: not folder.exists(), timeout=PATIENCE)
+    assert process.poll() is not None
+    assert "mine-corrected" not in available()
 
 
 def test_what_did_not_help_is_said_and_leaves_the_old(viewer: Any, qtbot: Any, own: str) -> None:

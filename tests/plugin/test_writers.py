@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import zarr
@@ -21,6 +22,7 @@ from ome_zarr_models.v05 import Image as OmeImage
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.samples import mri_path
+from napari_cdal.readers import read
 from napari_cdal.save_dialog import save_dialog
 from napari_cdal.writers import write_geojson, write_nifti, write_tiff, write_zarr
 
@@ -132,6 +134,59 @@ def test_saved_labels_are_labels_again(viewer: Any, tmp_path: Path, suffix: str)
     np.testing.assert_array_equal(np.squeeze(data), LABELS)
     factor = 1000 if suffix == ".nii.gz" else 1  # millimetres
     np.testing.assert_allclose(again.extent.world[:, -2:] * factor, layer.extent.world, rtol=1e-5)
+
+
+TABLE = {
+    "index": np.unique(LABELS)[1:],
+    "area_um2": np.linspace(3, 9, 12),
+    "agreement": np.array([np.nan, *np.linspace(0, 1, 11)]),
+    "class": np.array(["tumour", "stroma"] * 6),
+}
+
+
+def test_ome_zarr_keeps_the_table(viewer: Any, tmp_path: Path) -> None:
+    layer = viewer.add_labels(LABELS, features=TABLE, **PLACED)
+    path = saved(layer, tmp_path / "labels.ome.zarr")
+    (again,) = viewer.open(str(path), plugin="napari-cdal")
+    pd.testing.assert_frame_equal(
+        again.features[list(TABLE)], layer.features, check_dtype=False, check_categorical=False
+    )
+    rows = zarr.open_group(path, mode="r").attrs["ome"]["image-label"]["properties"]
+    assert rows[0] == {"label-value": 7, "area_um2": 3.0, "class": "tumour"}
+
+
+def test_a_table_too_large_for_the_metadata_is_left_out(tmp_path: Path) -> None:
+    count = 40_000
+    labels = np.arange(count, dtype=np.int64).reshape(200, 200)
+    table = {"index": np.arange(1, count), "area_um2": np.random.default_rng(0).random(count - 1)}
+    write_zarr(str(tmp_path / "labels.zarr"), labels, {"features": table})
+    ((data, arguments, kind),) = read(str(tmp_path / "labels.zarr"))
+    np.testing.assert_array_equal(data, labels)
+    assert (kind, arguments["features"]) == ("labels", {})
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        3,
+        ["a"],
+        [{"label-value": "a"}],
+        [{"label-value": 10**400}],
+        [{"label-value": 1, "area": 10**400}],
+        [{"area": 1}],
+        [{"label-value": n + 1, f"column {n}": 1} for n in range(1000)],
+    ],
+    ids=["number", "text", "name", "huge", "huge area", "nameless", "columns"],
+)
+def test_a_damaged_table_leaves_the_labels(tmp_path: Path, properties: Any) -> None:
+    path = tmp_path / "labels.zarr"
+    write_zarr(str(path), LABELS, {})
+    written = json.loads((path / "zarr.json").read_text())
+    written["attributes"]["ome"]["image-label"]["properties"] = properties
+    (path / "zarr.json").write_text(json.dumps(written))
+    ((data, arguments, kind),) = read(str(path))
+    np.testing.assert_array_equal(data, LABELS)
+    assert (kind, arguments["features"]) == ("labels", {})
 
 
 def test_a_name_without_suffix_gets_one(tmp_path: Path) -> None:

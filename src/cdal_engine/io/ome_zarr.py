@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = ["Pyramid", "labels_pyramid", "maps_pyramid", "update_labels", "write_
 
 _CHUNK = 1024
 _SMALLEST = 512  # pixels; the pyramid ends at the first level this small
+_MOST_PROPERTIES = 2**21  # bytes, half of what `zarr_images.check_metadata` lets pass
 _LIMITS = {"attention": 2.0}
 Shrink = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -64,6 +66,10 @@ class Pyramid:
         rows, columns = (range(s.start // _CHUNK, -(-s.stop // _CHUNK)) for s in box)
         self._written.update(product(rows, columns))
 
+    def describe(self, attributes: dict[str, Any]) -> None:
+        """Say more about it in the metadata."""
+        self._attributes |= attributes
+
     def finish(self, spacing: float | None, offset: float | tuple[float, float]) -> None:
         """Make the other levels, and describe all.
 
@@ -104,9 +110,19 @@ def write_labels(
     labels: NDArray[np.uint32],
     spacing: float | None,
     offset: float | tuple[float, float],
+    properties: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write (H, W) labels at once; `spacing` and `offset` as of `Pyramid.finish`."""
+    """Write (H, W) labels at once; `spacing` and `offset` as of `Pyramid.finish`.
+
+    Parameters
+    ----------
+    properties : sequence of dict
+        What is known of each object, by `label-value`, as the format's `image-label` takes it. It
+        is left out where it would make the metadata larger than readers of ours take.
+    """
     pyramid = labels_pyramid(path, labels.shape)
+    if properties and len(json.dumps(properties, indent=2)) < _MOST_PROPERTIES:
+        pyramid.describe({"image-label": {"version": "0.5", "properties": list(properties)}})
     pyramid.write(tuple(slice(0, n) for n in labels.shape), labels)
     pyramid.finish(spacing, offset)
 
