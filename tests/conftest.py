@@ -14,6 +14,11 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from cdal_engine.config import NetworkConfig
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each of several processes, and what it starts, has a core: threads that share one wait for
+    # each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No test measures time, neither of an example nor of making examples, however busy the machine.
 settings.register_profile("cdal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cdal")
