@@ -82,20 +82,22 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "alloc" in str(error)
 
 
-def out_of_memory(reason: str = "there is not enough memory") -> CdalError:
+_SMALLER = "crop the image, take fewer samples, or correct its micrometres per pixel"
+
+
+def out_of_memory(reason: str = "there is not enough memory", remedy: str = _SMALLER) -> CdalError:
     """What to raise, and what can be done, where memory does not suffice."""
-    remedy = "crop the image, take fewer samples, or correct its micrometres per pixel"
     return CdalError(reason, remedy)
 
 
 @contextmanager
-def memory_reported() -> Iterator[None]:
+def memory_reported(remedy: str = _SMALLER) -> Iterator[None]:
     """Turn what torch raises for a lack of memory into an error to act on."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            raise out_of_memory() from error
+            raise out_of_memory(remedy=remedy) from error
         raise
 
 

@@ -18,7 +18,7 @@ from qtpy.QtWidgets import QFileDialog
 
 from cdal_engine.errors import CdalError
 
-from .writers import write_geojson, write_nifti, write_tiff, write_zarr
+from .writers import GEOJSON, NIFTI, TIFF, ZARR, write_geojson, write_nifti, write_tiff, write_zarr
 
 if TYPE_CHECKING:
     import napari
@@ -27,10 +27,10 @@ __all__ = ["save_dialog"]
 
 _Writer = Callable[[str, Any, dict[str, Any]], list[str]]
 _KINDS: dict[str, tuple[_Writer, tuple[str, ...]]] = {
-    "GeoJSON outlines for QuPath (*.geojson)": (write_geojson, (".geojson",)),
-    "OME-Zarr (*.ome.zarr)": (write_zarr, (".zarr",)),
-    "TIFF (*.tif)": (write_tiff, (".tif", ".tiff")),
-    "NIfTI (*.nii.gz)": (write_nifti, (".nii.gz", ".nii")),
+    "GeoJSON outlines for QuPath (*.geojson)": (write_geojson, GEOJSON),
+    "OME-Zarr (*.ome.zarr)": (write_zarr, ZARR),
+    "TIFF (*.tif)": (write_tiff, TIFF),
+    "NIfTI (*.nii.gz)": (write_nifti, NIFTI),
 }
 
 

@@ -24,8 +24,22 @@ from .sources import ras_affine
 if TYPE_CHECKING:
     from cdal_engine.segmentation import Segmentation
 
-__all__ = ["write_geojson", "write_nifti", "write_tiff", "write_zarr"]
+__all__ = [
+    "GEOJSON",
+    "NIFTI",
+    "TIFF",
+    "ZARR",
+    "write_geojson",
+    "write_nifti",
+    "write_tiff",
+    "write_zarr",
+]
 
+# Suffixes of each format; a name without one of them gets the first.
+GEOJSON = (".geojson",)
+NIFTI = (".nii.gz", ".nii")
+TIFF = (".tif", ".tiff")
+ZARR = (".ome.zarr", ".zarr")
 _Write = Callable[[Path, Labels], None]
 
 
@@ -42,7 +56,7 @@ def write_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         placed = _pixel_size(layer), tuple(corner.tolist())
         write_labels(aside, _plane(layer), *placed, _properties(layer))
 
-    return _saved(path, data, meta, write, ".ome.zarr", ".zarr")
+    return _saved(path, data, meta, write, ZARR)
 
 
 def write_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -53,7 +67,7 @@ def write_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 
         write_plane(aside, _ids(layer), _pixel_size(layer))
 
-    return _saved(path, data, meta, write, ".tif", ".tiff")
+    return _saved(path, data, meta, write, TIFF)
 
 
 def write_nifti(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -77,7 +91,7 @@ def write_nifti(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         # Last axis first, as NIfTI counts: of a volume read here, the file's own order.
         write_placed_labels(aside, labels.T, ras_affine(matrix[:, (2, 1, 0, 3)]))
 
-    return _saved(path, data, meta, write, ".nii.gz", ".nii")
+    return _saved(path, data, meta, write, NIFTI)
 
 
 def write_geojson(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -98,10 +112,12 @@ def write_geojson(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         with GeoJsonWriter(aside, name, mpp, shape, pixel, corner) as outlines:
             outlines.add(found.labels, found.objects)
 
-    return _saved(path, data, meta, write, ".geojson")
+    return _saved(path, data, meta, write, GEOJSON)
 
 
-def _saved(path: str, data: Any, meta: dict[str, Any], write: _Write, *suffixes: str) -> list[str]:
+def _saved(
+    path: str, data: Any, meta: dict[str, Any], write: _Write, suffixes: tuple[str, ...]
+) -> list[str]:
     """Write aside, then rename; napari has asked before a file is replaced, and shows errors.
 
     Its dialog leaves a name as it was typed: one without a suffix gets the first, so that readers

@@ -194,6 +194,26 @@ def test_interrupted_training_goes_on(data: Path) -> None:
     assert (data / "run" / "best" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are Linux'")
+def test_training_that_takes_too_much_memory_says_what_to_lower(data: Path) -> None:
+    large = CONFIG.replace("batch_size: 1", "batch_size: 256").replace("[8, 12]", "[96, 12]")
+    (data / "config.yaml").write_text(large)
+    code = "import resource, torch; from cdal_engine.cli import main; most = 2**31\n"
+    code += "resource.setrlimit(resource.RLIMIT_DATA, (most, most)); main()"
+    arguments = ["train", data, "-o", data / "run", "--config", data / "config.yaml"]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments), "--device", "cpu", "--steps", "2"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "not enough memory (lower batch_size or crop" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_labels_that_do_not_match_their_images(cdal: Callable, data: Path) -> None:
     (data / "labels" / "case1.tif").rename(data / "labels" / "other.tif")
     ended = cdal("train", data, "-o", "run")

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from ..config import ModelConfig, TrainConfig
+from ..device import memory_reported
 from ..errors import Cancelled, CdalError
 from ..model import Model
 from ..segmenter import Segmenter
@@ -142,8 +143,8 @@ class Trainer:
         Cancelled
             If `report` did.
         CdalError
-            If training diverges, and the last checkpoint and the best model are of before; or if
-            one of several devices fails.
+            If training diverges, and the last checkpoint and the best model are of before; if
+            memory does not suffice; or if one of several devices fails.
         """
         report = report or (lambda row: None)
         followed = self.config, self.pairs, self.resume and self.run_folder / CHECKPOINT, self.init
@@ -164,7 +165,9 @@ class Trainer:
             start = time.perf_counter()
         batches = self.learner.batches()
         while (progress := self.team.agreed(self._progress())) < 1:
-            for name, value in self.learner.learn(*next(batches), progress).items():
+            with memory_reported("lower batch_size or crop, or close other programs"):
+                learned = self.learner.learn(*next(batches), progress)
+            for name, value in learned.items():
                 losses[name].append(value)
             self.seconds = time.perf_counter() - start
             row = {"step": float(self.step), "seconds": self.seconds}
