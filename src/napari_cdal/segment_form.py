@@ -38,6 +38,8 @@ _MAPS = (
     ("samples", "Each sample", "All samples, along a slider of their own."),
     ("steps", "Each step", "The diffusion steps of each sample, x_t and x̂0, along two sliders."),
 )
+# Themes of napari show a slider that does not act like one that does: it loses its knob.
+_IDLE = "QSlider::handle:disabled, QSlider::sub-page:disabled { background: transparent; }"
 _STACKS = ("samples", "steps")  # large, and not for every day
 
 
@@ -147,6 +149,7 @@ class SegmentForm:
             self._add(rows, slider)
             for groove in slider.native.findChildren(QSlider):  # a click on it moves ten steps
                 groove.setPageStep(10 * groove.singleStep())
+                groove.setStyleSheet(_IDLE)
         return rows
 
     def _add(self, rows: QFormLayout, field: ValueWidget[Any]) -> None:
