@@ -98,8 +98,8 @@ class Lesson:
     name : str
         Of the new model, whose card says that it comes from `start`.
     start : str
-    own : Path or None
-        Folder of the user's models; None: the engine's.
+    own : Path
+        Folder of the user's models.
     """
 
     folder: Path
@@ -109,7 +109,7 @@ class Lesson:
     minutes: float
     name: str
     start: str
-    own: Path | None
+    own: Path
 
 
 @dataclass(frozen=True)

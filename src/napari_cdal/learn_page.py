@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QWidget
 
 from cdal_engine.corrections.corrected import CorrectedCopy
 from cdal_engine.errors import CdalError
-from cdal_engine.weights import available, folder_for
+from cdal_engine.weights import available, folder_for, user_folder
 
 from .curve import Curve
 from .jobs import Learned, Lesson
@@ -165,16 +165,17 @@ class LearnPage(QWidget):
 
     def _lesson(self) -> Lesson:
         chosen, name, start = self._preferences, str(self.name.value), str(self.model.value)
-        folder_for(name, chosen.own_models)  # refuses a name that is taken
+        own = chosen.own_models or user_folder()
+        folder_for(name, own)  # refuses a name that is taken
         return Lesson(
             folder=Path(tempfile.mkdtemp(prefix="cdal-learning-")),
             stems={},
-            model=available(chosen.own_models)[start],
+            model=available(own)[start],
             device=chosen.device,
             minutes=float(self.minutes.value),
             name=name,
             start=start,
-            own=chosen.own_models,
+            own=own,
         )
 
     def _on_stop(self) -> None:
