@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from cdal_engine.corrections.answer import Answer, of_results
 from cdal_engine.corrections.corrected import CORRECTED, CorrectedCopy
 from cdal_engine.corrections.queue import regions_by_disagreement
 from cdal_engine.errors import CdalError
-from cdal_engine.instances import measure
 from cdal_engine.tiling import Box
 from cdal_engine.weights import user_folder
 
@@ -47,7 +46,6 @@ __all__ = [
 
 EDGE = 512  # pixels of a region that is suggested
 _LARGEST = 16e6  # pixels that are edited at once
-_REACH = 256  # pixels that a corrected object may lie outside its region
 _DOUBTFUL, _VIEW, _ALL = "doubtful", "view", "all"
 
 
@@ -287,61 +285,10 @@ def corrected_name(source: Labels) -> str:
     return f"corrected: {source.name.removeprefix('labels: ')}"
 
 
-def _features(source: Labels, copy: CorrectedCopy) -> Any:
-    """The table of the labels, what a person changed measured anew.
-
-    It has no score or agreement: those were of other outlines.
-    """
-    table = source.features
-    changed = list(copy.changed)
-    if "index" not in table or not changed:
-        return table
-    wanted = np.zeros(copy.next_label, bool)
-    wanted[changed] = True
-    found: dict[int, dict[str, Any]] = {}
-    for box in copy.regions():
-        around = tuple(
-            slice(max(s.start - _REACH, 0), min(s.stop + _REACH, n))
-            for s, n in zip(box, copy.shape, strict=True)
-        )
-        patch = copy.read(around)
-        patch = np.where(wanted[patch], patch, np.uint32(0))
-        for row in _measured(patch, around, copy.spacing):
-            known = found.setdefault(row["index"], row)
-            if known["area_px"] < row["area_px"]:  # of the region that has all of it
-                found[row["index"]] = row
-    same = table[~table["index"].isin(changed)]
-    kinds = dict(zip(table["index"], table.get("class", ["object"] * len(table)), strict=True))
-    rows = [row | {"class": kinds.get(index, "object")} for index, row in found.items()]
-    columns = {
-        name: [*same[name], *(row.get(name, np.nan) for row in rows)] for name in table.columns
-    }
-    order = np.argsort(columns["index"])
-    return {name: np.asarray(column)[order] for name, column in columns.items()}
-
-
-def _measured(
-    labels: NDArray[np.uint32], box: Box, spacing: float | None
-) -> Iterator[dict[str, Any]]:
-    """Rows as `results.features` gives them, of what needs no image and no model."""
-    objects = measure(labels, np.zeros(labels.shape, np.float32))
-    unit = spacing or 1.0
-    columns = {
-        "index": objects["label"].astype(np.int64),
-        "area_px": objects["area_px"],
-        "area_um2": objects["area_px"] * unit**2,
-        "y": objects["y"] + box[0].start - 0.5,
-        "x": objects["x"] + box[1].start - 0.5,
-        "eccentricity": objects["eccentricity"],
-    }
-    for name in ("major_axis", "minor_axis"):
-        columns |= {f"{name}_px": objects[name], f"{name}_um": objects[name] * unit}
-    for row in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, row, strict=True))
-
-
-def corrected_layer(viewer: napari.viewer.Viewer, source: Labels, copy: CorrectedCopy) -> Labels:
-    """Show the corrected labels, in place of those they were made of."""
+def corrected_layer(
+    viewer: napari.viewer.Viewer, source: Labels, copy: CorrectedCopy, features: Any
+) -> Labels:
+    """Show the corrected labels with their table, in place of those they were made of."""
     data: Any = copy.labels
     if copy.labels_path.suffix == ".zarr":
         data, _ = pyramid(copy.labels_path)
@@ -349,13 +296,13 @@ def corrected_layer(viewer: napari.viewer.Viewer, source: Labels, copy: Correcte
     if name in viewer.layers:
         layer = viewer.layers[name]
         layer.data = data
-        layer.features = _features(source, copy)
+        layer.features = features
     else:
         layer = Labels(
             data,
             name=name,
             multiscale=isinstance(data, list),
-            features=_features(source, copy),
+            features=features,
             metadata={METADATA_KEY: _facts(source) | {"what": CORRECTED}},
             **placement(source, (0.0, 0.0)),
         )

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import QFileDialog, QFormLayout, QGridLayout, QTabWidget, QW
 from cdal_engine.corrections.corrected import CORRECTED, CorrectedCopy
 from cdal_engine.errors import CdalError
 
+from .corrected_table import CorrectedTable
 from .corrections import (
     answer_of,
     box_of,
@@ -71,6 +72,7 @@ class ReviewWidget(Container[Widget]):
         self.copy: CorrectedCopy | None = None
         self.review: Review | None = None
         self._source: Labels | None = None  # that `copy` is of
+        self._table: CorrectedTable | None = None
         self._picking: Picking | None = None
         self.source = ComboBox(label="Labels", choices=self._choices)
         self.scope = ComboBox(label="Region", choices=self._scopes)
@@ -234,6 +236,7 @@ class ReviewWidget(Container[Widget]):
         answer = answer_of(layer)
         self.copy = CorrectedCopy(copy_folder(layer, answer), answer)
         self._source = layer
+        self._table = CorrectedTable(layer, self.copy)
         self.learning.suggest(str(answer.facts.get("model", "")))
         notes = [f"Kept in {self.copy.folder}."]
         if self.copy.recovered is not None:
@@ -277,15 +280,15 @@ class ReviewWidget(Container[Widget]):
 
     def _close(self, reviewed: bool) -> None:
         """Write the region, show the corrected labels, and be ready for the next."""
-        review, source, copy = self.review, self._source, self.copy
-        if review is None or source is None or copy is None:
+        review, source, copy, table = self.review, self._source, self.copy, self._table
+        if review is None or source is None or copy is None or table is None:
             return
         review.write(reviewed)
         self.review = self._picking = None
         self._timer.stop()
         review.remove_layers()
         if source in self._viewer.layers:
-            layer = corrected_layer(self._viewer, source, copy)
+            layer = corrected_layer(self._viewer, source, copy, table.after(review.box))
             self._viewer.layers.selection.active = layer
         self.reset_choices()
         self._show()
@@ -305,7 +308,7 @@ class ReviewWidget(Container[Widget]):
         """Let others have the corrected copy."""
         if self.copy is not None:
             self.copy.close()
-        self.copy = self._source = None
+        self.copy = self._source = self._table = None
         self._show()
 
     # -- export -----------------------------------------------------------------------------------

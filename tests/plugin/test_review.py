@@ -15,6 +15,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QWidget
 from skimage.draw import disk
 
+from napari_cdal.corrected_table import CorrectedTable
 from napari_cdal.review_widget import ACTIONS, ReviewWidget
 
 pytestmark = pytest.mark.gui
@@ -283,6 +284,38 @@ def test_the_table_of_corrected_labels_is_of_them(viewer: Any, qtbot: Any) -> No
     assert table.score[1] == SCORE[0]
     assert table.y[2] == np.nonzero(shown.data == 2)[0].mean()
     assert list(source.features["index"]) == [1, 2, 3, 4, 5]
+
+
+def test_regions_closed_one_by_one_give_the_table_of_all_at_once(viewer: Any) -> None:
+    labels = np.zeros((60, 1800), np.uint32)
+    columns = range(30, 1800, 60)
+    for number, x in enumerate(columns, 1):
+        labels[disk((30, x), 12)] = number
+    known = {"index": range(1, 31), "area_px": 440.0, "y": 29.5, "x": list(columns)}
+    source = viewer.add_labels(labels, name="labels: strip, tiny", features=known)
+    boxes = [[[5, x], [5, x + 150], [55, x + 150], [55, x]] for x in (0, 800, 1500, 60)]
+    shapes = viewer.add_shapes(boxes, shape_type="rectangle", name="regions")
+    widget = docked(viewer)
+    widget.source.value, widget.scope.value = source, shapes
+    for region in range(4):
+        widget.open_button.native.click()
+        review = widget.review
+        assert review is not None, widget.status.value
+        there = ids(review.layer.data)
+        gone = np.nonzero(review.layer.data == there[0])
+        review.layer.data_setitem(gone, there[1])  # the last takes a half of the first
+        review.layer.data_setitem((np.array([region]), np.array([0])), there[1])
+        widget.reviewed_button.native.click()
+        shown = viewer.layers["corrected: strip, tiny"]
+        assert list(shown.features["index"]) == ids(shown.data)
+    assert widget.copy is not None
+    at_once = CorrectedTable(source, widget.copy).after((slice(0, 1), slice(0, 1)))
+    for name, column in at_once.items():
+        np.testing.assert_array_equal(shown.features[name], column)
+    changed = sorted(widget.copy.changed & set(ids(shown.data)))
+    table = shown.features.set_index("index")
+    assert len(changed) >= 4
+    assert [table.area_px[n] for n in changed] == [(shown.data == n).sum() for n in changed]
 
 
 def test_a_removed_layer_and_a_closed_widget_lose_nothing(viewer: Any, qtbot: Any) -> None:

@@ -1,0 +1,96 @@
+"""The table of corrected labels: what a person changed is measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from napari.layers import Labels
+from numpy.typing import NDArray
+
+from cdal_engine.corrections.corrected import CorrectedCopy
+from cdal_engine.instances import measure
+from cdal_engine.tiling import Box
+
+__all__ = ["CorrectedTable"]
+
+_REACH = 256  # pixels that a corrected object may lie outside its region
+Row = dict[str, Any]
+
+
+class CorrectedTable:
+    """Measures regions when they are closed, and remembers them.
+
+    Parameters
+    ----------
+    source : napari.layers.Labels
+        The labels that were corrected, with their table.
+    copy : CorrectedCopy
+    """
+
+    def __init__(self, source: Labels, copy: CorrectedCopy) -> None:
+        self._source, self._copy = source, copy
+        self._rows: dict[str, list[Row]] = {}  # of the changed objects, by region
+
+    def after(self, closed: Box) -> Any:
+        """The table now that a region has been closed, as `Labels.features` takes it.
+
+        What a person changed has no score or agreement: those were of other outlines.
+        """
+        table = self._source.features
+        changed = self._copy.changed
+        if "index" not in table or not changed:
+            return table
+        found: dict[int, Row] = {}
+        for box in self._copy.regions():
+            key, around = str(box), self._around(box)
+            if key not in self._rows or _overlap(around, closed):
+                self._rows[key] = list(self._measured(around, changed))
+            for row in self._rows[key]:
+                known = found.setdefault(row["index"], row)
+                if known["area_px"] < row["area_px"]:  # of the region that has all of it
+                    found[row["index"]] = row
+        same = table[~table["index"].isin(changed)]
+        kinds = dict(zip(table["index"], table.get("class", ["object"] * len(table)), strict=True))
+        rows = [
+            row | {"class": kinds.get(index, "object")}
+            for index, row in found.items()
+            if index in changed
+        ]
+        columns = {
+            name: [*same[name], *(row.get(name, np.nan) for row in rows)] for name in table.columns
+        }
+        order = np.argsort(columns["index"])
+        return {name: np.asarray(column)[order] for name, column in columns.items()}
+
+    def _around(self, box: Box) -> Box:
+        return tuple(
+            slice(max(s.start - _REACH, 0), min(s.stop + _REACH, n))
+            for s, n in zip(box, self._copy.shape, strict=True)
+        )
+
+    def _measured(self, box: Box, changed: set[int]) -> Iterator[Row]:
+        """Rows as `results.features` gives them, of what needs no image and no model."""
+        wanted = np.zeros(self._copy.next_label, bool)
+        wanted[list(changed)] = True
+        patch: NDArray[np.uint32] = self._copy.read(box)
+        patch = np.where(wanted[patch], patch, np.uint32(0))
+        objects = measure(patch, np.zeros(patch.shape, np.float32))
+        unit = self._copy.spacing or 1.0
+        columns = {
+            "index": objects["label"].astype(np.int64),
+            "area_px": objects["area_px"],
+            "area_um2": objects["area_px"] * unit**2,
+            "y": objects["y"] + box[0].start - 0.5,
+            "x": objects["x"] + box[1].start - 0.5,
+            "eccentricity": objects["eccentricity"],
+        }
+        for name in ("major_axis", "minor_axis"):
+            columns |= {f"{name}_px": objects[name], f"{name}_um": objects[name] * unit}
+        for row in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, row, strict=True))
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return all(s.start < t.stop and t.start < s.stop for s, t in zip(a, b, strict=True))
