@@ -137,8 +137,8 @@ class EngineProcess:
             with suppress(OSError):  # what was not sent yet cannot be any more
                 stream and stream.close()
 
-    def how_it_ended(self) -> CdalError:
-        """Say that it is gone, and what may have been the cause."""
+    def how_it_ended(self, remedy: str) -> CdalError:
+        """Say that it is gone, what may have been the cause, and what to do then."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)
         status = self._process.returncode
@@ -146,7 +146,7 @@ class EngineProcess:
         cause = "most often for lack of memory" if killed else "the terminal may say why"
         return CdalError(
             f"the engine's process ended (exit status {status}), {cause}; what is shown stays",
-            "close other programs, segment a smaller region or draw fewer samples",
+            remedy,
         )
 
 
@@ -171,8 +171,13 @@ def prepare() -> None:
 
 
 @contextmanager
-def borrowed() -> Iterator[EngineProcess]:
+def borrowed(remedy: str) -> Iterator[EngineProcess]:
     """Give a process that nobody else uses; it is kept for the next job unless this one failed.
+
+    Parameters
+    ----------
+    remedy : str
+        What takes less memory, to be said if it ends meanwhile.
 
     Raises
     ------
@@ -190,7 +195,7 @@ def borrowed() -> Iterator[EngineProcess]:
     try:
         yield process
     except (EOFError, OSError) as error:
-        problem = process.how_it_ended()
+        problem = process.how_it_ended(remedy)
         process.end()
         raise problem from error
     except BaseException:

@@ -40,6 +40,8 @@ class Learning(Errand):
         Without `stems`: its training folder is written first. Its folder is removed in the end.
     """
 
+    remedy = "close other programs, then fine-tune again"
+
     def __init__(self, copy: CorrectedCopy, lesson: Lesson) -> None:
         super().__init__()
         self._copy, self._lesson = copy, lesson
@@ -197,6 +199,8 @@ class LearnPage(QWidget):
         self._look()
         if isinstance(result, str):
             self._say(result)
+            if not self._stopping:
+                show_error(result)
             return
         start, name = result.lesson.start, result.lesson.name
         if result.folder is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton, Widget
-from napari.layers import Labels
+from napari.layers import Labels, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, QTimer
@@ -31,6 +31,7 @@ from .corrections import (
 from .learn_page import LearnPage
 from .menus import refresh
 from .picking import Picking
+from .regions import see_through
 from .results import METADATA_KEY
 from .review import COLOURS, ORDERS, Review
 from .segment_widget import SegmentWidget
@@ -131,6 +132,7 @@ class ReviewWidget(Container[Widget]):
 
     def _connect(self) -> None:
         self.source.changed.connect(self._on_labels)
+        self.scope.changed.connect(self._on_scope)
         self.open_button.changed.connect(self._told(self._open))
         self.order.changed.connect(self._on_order)
         self.colours.changed.connect(self._on_colours)
@@ -142,6 +144,10 @@ class ReviewWidget(Container[Widget]):
         self._viewer.layers.events.removed.connect(self._on_removed)
         self.native_parent_changed.connect(self._on_parent)
         self.native.destroyed.connect(self._abandon)
+
+    def _on_scope(self, scope: object) -> None:
+        if isinstance(scope, Shapes):
+            see_through(scope)
 
     def _choices(self, _: object = None) -> list[tuple[str, Any]]:
         """Labels layers by name, those that this widget made left out."""

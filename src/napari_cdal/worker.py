@@ -26,6 +26,8 @@ class Errand:
     sent by signals, so their number never floods the event loop.
     """
 
+    remedy: str  # where memory does not suffice
+
     def __init__(self) -> None:
         self.stopped: Callable[[], bool] = lambda: False
         self._process: EngineProcess | None = None
@@ -39,7 +41,7 @@ class Errand:
         CdalError
             If it cannot be started, or ends meanwhile.
         """
-        with borrowed() as process:
+        with borrowed(self.remedy) as process:
             self._process = process
             if self._abandoned:  # meanwhile
                 process.kill()
@@ -62,6 +64,8 @@ class Errand:
 
 class Run(Errand):
     """A segmentation on its way."""
+
+    remedy = "segment a smaller region or draw fewer samples"
 
     def __init__(self, job: Job) -> None:
         super().__init__()

@@ -192,7 +192,7 @@ def test_one_that_waits_long_gives_its_memory_back(
         time.sleep(0.01)
     assert not process.alive
     assert Run(job_of(tile, tiny_model))() == ""
-    with engine_process.borrowed() as second:  # in good time: nobody ends it meanwhile
+    with engine_process.borrowed("") as second:  # in good time: nobody ends it meanwhile
         time.sleep(1)
         assert second.alive
     second.end()
@@ -221,7 +221,7 @@ def test_one_process_waits_for_the_first_run_of_any_widget(
     (process,) = engine_process._idle
     docked(viewer)
     assert engine_process._idle == [process]
-    with engine_process.borrowed() as borrowed:
+    with engine_process.borrowed("") as borrowed:
         assert borrowed is process
         assert not engine_process._idle
     engine_process._idle.pop().end()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from napari.utils.notifications import notification_manager
 from skimage.draw import disk
 
 from cdal_engine.config import DiffusionConfig, ModelConfig, NetworkConfig
@@ -150,6 +151,26 @@ def test_nothing_is_left_when_napari_is_closed_meanwhile(
     qtbot.waitUntil(lambda: not folder.exists(), timeout=PATIENCE)
     assert process.poll() is not None
     assert "mine-corrected" not in available()
+
+
+def test_a_killed_engine_is_said_and_the_next_is_another(
+    viewer: Any, qtbot: Any, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    widget = reviewed(viewer, own)
+    page = widget.learning
+    page.learn_button.native.click()
+    qtbot.waitUntil(lambda: len(page.curve.losses) > 3, timeout=PATIENCE)
+    page._learning._process._process.kill()
+    said = finished(widget, qtbot)
+    assert "the engine's process ended" in said.lower()
+    assert "(close other programs, then fine-tune again)" in said
+    assert notification_manager.records[-1].message.lower() == said.lower()
+    assert not list(tmp_path.glob("cdal-learning-*"))
+    page.learn_button.native.click()
+    qtbot.waitUntil(lambda: len(page.curve.losses) > 3, timeout=PATIENCE)
+    page.stop_button.native.click()
+    assert "held-out images" in finished(widget, qtbot)
 
 
 def test_what_did_not_help_is_said_and_leaves_the_old(viewer: Any, qtbot: Any, own: str) -> None:

@@ -297,6 +297,7 @@ def test_regions_closed_one_by_one_give_the_table_of_all_at_once(viewer: Any) ->
     shapes = viewer.add_shapes(boxes, shape_type="rectangle", name="regions")
     widget = docked(viewer)
     widget.source.value, widget.scope.value = source, shapes
+    assert (shapes.face_color[:, 3] < 0.2).all()  # what lies below is seen
     for region in range(4):
         widget.open_button.native.click()
         review = widget.review
