@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ShownRun"]
 
 _OUTLINE = 2  # pixels; the objects stay visible inside it
+_OUTLINE_OF_VOLUME = 1  # voxels, of which a structure has few
 _PLACED = ("scale", "translate", "rotate", "shear", "affine")
 _EARLY = frozenset({"probability", "uncertainty"})  # maps shown while tiles are still to come
 
@@ -73,8 +74,9 @@ class ShownRun:
         layer = layers.get(title)
         if layer is None:
             layer = Layer.create(data, arguments, kind)
-            if isinstance(layer, Labels):
-                layer.contour = _OUTLINE  # before it is drawn for the first time
+            if isinstance(layer, Labels):  # before it is drawn for the first time
+                volume = self.answers[part].job.plane.is_volume
+                layer.contour = _OUTLINE_OF_VOLUME if volume else _OUTLINE
             layers[title] = layer
             self._insert(layer, layers, self.answers[part].job.plane.layer)
         elif layer in self._viewer.layers:
