@@ -40,6 +40,7 @@ GEOJSON = (".geojson",)
 NIFTI = (".nii.gz", ".nii")
 TIFF = (".tif", ".tiff")
 ZARR = (".ome.zarr", ".zarr")
+_MOST_ROWS = 20_000  # of a table; the metadata have no room for more
 _Write = Callable[[Path, Labels], None]
 
 
@@ -162,7 +163,7 @@ def _plane(layer: Labels) -> NDArray[np.uint32]:
 def _properties(layer: Labels) -> list[dict[str, Any]]:
     """Rows of the table; a value that is not known, which JSON cannot say, is left out."""
     table = layer.features
-    if "index" not in table:
+    if "index" not in table or len(table) > _MOST_ROWS:
         return []
     rows = table.rename(columns={"index": "label-value"}).to_dict("records")
     return [{name: value for name, value in row.items() if _says(value)} for row in rows]
