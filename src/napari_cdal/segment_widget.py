@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentWidget"]
 
-_POLL = 500  # milliseconds between looks at a run's progress
+_POLL = 200  # milliseconds between looks at a run's progress
 _EDITED = "The labels were edited and stay as they are (run again for others)"
 _BAR = 1000  # steps of the progress bar
 _LATER = 200  # milliseconds: a window that moves is looked at once it rests

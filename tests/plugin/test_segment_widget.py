@@ -113,6 +113,7 @@ def test_what_is_shown_follows_an_image_that_is_moved(
     """The preview's layers, too, which are there already; not those that the user moved."""
     source = viewer.add_image(np.tile(tile, (6, 5, 1)), name="a", rgb=True)
     widget = docked(viewer)
+    widget.form.samples.value = 20  # so that much is still to come when the preview is shown
     widget.run_button.native.click()
     qtbot.waitUntil(lambda: "uncertainty: a, tiny" in names(viewer), timeout=PATIENCE)
     assert widget.running
