@@ -17,7 +17,7 @@ from .jobs import Answer, Job
 from .planes import Plane, check, check_memory, check_shown, enlargement, plane_of
 from .regions import Region, in_view, of_shapes, whole
 from .results import METADATA_KEY
-from .segment_form import VOLUME, SegmentForm
+from .segment_form import MPP_STEP, VOLUME, SegmentForm
 from .settings import preferences
 from .volumes import check_slice
 
@@ -149,6 +149,16 @@ class Chosen:
             return of_shapes(plane, scope)
         return in_view(plane, self._viewer) if scope == _VIEW else whole(plane)
 
+    @property
+    def _mpp(self) -> float | None:
+        """As entered; what the layer or the model says where the form shows that, rounded."""
+        entered = self.form.mpp.value or None
+        plane, config = self.plane(), self.form.config
+        for known in (plane and plane.mpp, config and config.image.mpp):
+            if entered and known and abs(known - entered) < 0.51 * MPP_STEP:
+                return known
+        return entered
+
     def job(self) -> Job:
         """What to run; raises `CdalError` if it cannot be run."""
         plane, _, regions = self._checked()
@@ -158,7 +168,7 @@ class Chosen:
             regions=regions,
             model=self._folders[form.model.value],
             device=form.device.value,
-            mpp=form.mpp.value or None,
+            mpp=self._mpp,
             samples=form.samples.value,
             steps=form.steps.value,
             seed=form.seed.value,

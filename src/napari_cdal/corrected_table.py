@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from cdal_engine.corrections.corrected import CorrectedCopy
 from cdal_engine.instances import measure
-from cdal_engine.tiling import Box
+from cdal_engine.tiling import Box, seen_from
 
 __all__ = ["CorrectedTable"]
 
-_REACH = 256  # pixels that a corrected object may lie outside its region
+_STEP = 256  # pixels by which more is read, where an object goes on beyond its region
 Row = dict[str, Any]
 
 
@@ -31,7 +31,7 @@ class CorrectedTable:
 
     def __init__(self, source: Labels, copy: CorrectedCopy) -> None:
         self._source, self._copy = source, copy
-        self._rows: dict[str, list[Row]] = {}  # of the changed objects, by region
+        self._rows: dict[str, tuple[Box, list[Row]]] = {}  # by region: what was read, and found
 
     def after(self, closed: Box) -> Any:
         """The table now that a region has been closed, as `Labels.features` takes it.
@@ -44,10 +44,11 @@ class CorrectedTable:
             return table
         found: dict[int, Row] = {}
         for box in self._copy.regions():
-            key, around = str(box), self._around(box)
-            if key not in self._rows or _overlap(around, closed):
-                self._rows[key] = list(self._measured(around, changed))
-            for row in self._rows[key]:
+            key = str(box)
+            if key not in self._rows or _overlap(self._rows[key][0], closed):
+                around, patch = self._around(box, changed)
+                self._rows[key] = around, list(self._measured(around, patch))
+            for row in self._rows[key][1]:
                 known = found.setdefault(row["index"], row)
                 if known["area_px"] < row["area_px"]:  # of the region that has all of it
                     found[row["index"]] = row
@@ -64,18 +65,32 @@ class CorrectedTable:
         order = np.argsort(columns["index"])
         return {name: np.asarray(column)[order] for name, column in columns.items()}
 
-    def _around(self, box: Box) -> Box:
+    def _around(self, box: Box, changed: set[int]) -> tuple[Box, NDArray[np.uint32]]:
+        """Box with all of the changed objects in a region or at its edge, and these alone in it."""
+        ids, reach = np.array(list(changed)), 0
+        touched = self._grown(box, 1)  # what was erased inside may go on outside
+        while True:
+            reach += _STEP
+            around = self._grown(box, reach)
+            patch = self._copy.read(around)
+            inside = patch[seen_from(tuple(s.start for s in around), touched)]
+            wanted = np.intersect1d(ids, inside)
+            sides = (patch[0], patch[-1], patch[:, 0], patch[:, -1])
+            limits = [
+                (s.start > 0, s.stop < n) for s, n in zip(around, self._copy.shape, strict=True)
+            ]
+            inner = [side for side, more in zip(sides, np.ravel(limits), strict=True) if more]
+            if not any(np.isin(wanted, side).any() for side in inner):
+                return around, np.where(np.isin(patch, wanted), patch, np.uint32(0))
+
+    def _grown(self, box: Box, reach: int) -> Box:
         return tuple(
-            slice(max(s.start - _REACH, 0), min(s.stop + _REACH, n))
+            slice(max(s.start - reach, 0), min(s.stop + reach, n))
             for s, n in zip(box, self._copy.shape, strict=True)
         )
 
-    def _measured(self, box: Box, changed: set[int]) -> Iterator[Row]:
+    def _measured(self, box: Box, patch: NDArray[np.uint32]) -> Iterator[Row]:
         """Rows as `results.features` gives them, of what needs no image and no model."""
-        wanted = np.zeros(self._copy.next_label, bool)
-        wanted[list(changed)] = True
-        patch: NDArray[np.uint32] = self._copy.read(box)
-        patch = np.where(wanted[patch], patch, np.uint32(0))
         objects = measure(patch, np.zeros(patch.shape, np.float32))
         unit = self._copy.spacing or 1.0
         columns = {

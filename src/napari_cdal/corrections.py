@@ -308,6 +308,7 @@ def corrected_layer(
         )
         layer.contour = source.contour
         viewer.layers.insert(viewer.layers.index(source) + 1, layer)
+    layer.editable = False  # what is painted here would be in no file: regions are opened for that
     source.visible = False
     layer.visible = True
     return layer

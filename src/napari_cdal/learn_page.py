@@ -169,10 +169,13 @@ class LearnPage(QWidget):
         chosen, name, start = self._preferences, str(self.name.value), str(self.model.value)
         own = chosen.own_models or user_folder()
         folder_for(name, own)  # refuses a name that is taken
+        models = available(own)
+        if start not in models:
+            raise CdalError(f"there is no model {start!r} any more", "start from another")
         return Lesson(
             folder=Path(tempfile.mkdtemp(prefix="cdal-learning-")),
             stems={},
-            model=available(own)[start],
+            model=models[start],
             device=chosen.device,
             minutes=float(self.minutes.value),
             name=name,

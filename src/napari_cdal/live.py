@@ -207,5 +207,7 @@ def _joined(
         mean=np.where(done, sampled.mean, preview.mean),
         probability=np.where(done, sampled.probability, preview.probability),
         uncertainty=np.where(done, sampled.uncertainty, preview.uncertainty),
+        samples=None,  # where the preview is there are none
+        counts=None,
         objects={name: np.concatenate([new[name], old[name]]) for name in new},
     )

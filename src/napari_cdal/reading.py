@@ -69,9 +69,10 @@ def read(job: Job, region: Region, segmenter: Segmenter, first_sample: int = 0) 
     config, plane = segmenter.model.config, job.plane
     index, level = _level(job, config.image)
     shape, step = level.shape, level.step
-    rows, columns = (
-        slice(min(int(s.start / step), n - 1), max(min(round(s.stop / step), n), 1))
-        for s, n in zip(region.box, shape, strict=True)
+    starts = [min(int(s.start / step), n - 1) for s, n in zip(region.box, shape, strict=True)]
+    rows, columns = (  # of the smallest shape one pixel
+        slice(start, max(min(round(s.stop / step), n), start + 1))
+        for start, s, n in zip(starts, region.box, shape, strict=True)
     )
     box = (rows, columns)
     mpp = None if job.mpp is None else job.mpp * step

@@ -14,7 +14,16 @@ from napari.utils.colormaps import ensure_colormap
 from numpy.typing import NDArray
 
 from cdal_engine.corrections.corrected import CorrectedCopy
-from cdal_engine.corrections.edits import Touched, bounding_box, changes, now, renumbered, split
+from cdal_engine.corrections.edits import (
+    Touched,
+    bounding_box,
+    changes,
+    now,
+    renamed,
+    renumbered,
+    settled,
+    split,
+)
 from cdal_engine.corrections.queue import by_disagreement
 from cdal_engine.corrections.versions import Edit
 from cdal_engine.errors import CdalError
@@ -208,6 +217,8 @@ class Review:
 
     def split(self, first: tuple[int, int], second: tuple[int, int]) -> None:
         """Cut the object in two, one with each of the points."""
+        if not self.current:
+            raise CdalError("no object is chosen", "click one, then split it")
         part = split(self.layer.data, self.current, first, second)
         new = max(self.copy.next_label, int(self.layer.data.max()) + 1)
         touched: Touched = {
@@ -215,7 +226,8 @@ class Review:
             new: {"action": "split", "from": self.current},
         }
         self._act(touched, part, new)
-        self.queue.insert(self.queue.index(self.current) + 1, new)
+        after = self.queue.index(self.current) + 1 if self.current in self.queue else None
+        self.queue.insert(len(self.queue) if after is None else after, new)
         self._go(self.current)
 
     def redraw(self) -> None:
@@ -229,6 +241,8 @@ class Review:
         self, touched: Touched, where: NDArray[np.bool_] | None = None, value: int = 0
     ) -> None:
         """Do something that is one step of undo."""
+        if where is not None and not where.any():
+            where = None  # napari remembers no step that changes nothing
         before = dict(self._touched)
         self._touched |= {label: each | {"when": now()} for label, each in touched.items()}
         self._acting = True
@@ -312,7 +326,9 @@ class Review:
         for label, what in found.items():
             if touched.get(label, {"action": "accepted"})["action"] == "accepted":
                 touched[label] = {"action": what, "when": self._noticed[label]}
-        return Edit(self.box, labels, touched, reviewed)
+        result, numbers = renumbered(self._base, labels, self.copy.next_label)
+        touched = renamed(settled(touched, self._base, labels), numbers)
+        return Edit(self.box, result, touched, reviewed)
 
     def keep(self) -> None:
         """Keep a version of what has changed since the last one, in another thread.
@@ -331,6 +347,7 @@ class Review:
             self._writing = self._writer.submit(self._keep, *now_there)
         if done is not None:
             self._changed()
+            self._unkept = self._unkept or done.exception() is not None  # to be tried again
             done.result()
 
     def _keep(self, labels: NDArray[np.uint32], touched: Touched) -> None:
@@ -347,11 +364,9 @@ class Review:
         if self._writing is not None:
             wait([self._writing])
         edit = self.edit(reviewed)
-        labels, numbers = renumbered(self._base, edit.labels, self.copy.next_label)
-        touched = {numbers.get(label, label): each for label, each in edit.touched.items()}
         if reviewed and self.picture is not None:
             self.copy.keep_picture(self.box, self.picture)
-        self.copy.write(Edit(self.box, labels, touched, reviewed))
+        self.copy.write(edit)
         self._writer.shutdown()
 
     def remove_layers(self) -> None:

@@ -73,6 +73,7 @@ class ReviewWidget(Container[Widget]):
         self.copy: CorrectedCopy | None = None
         self.review: Review | None = None
         self._source: Labels | None = None  # that `copy` is of
+        self._data: Any = None  # of the source: a slider of the Segment widget replaces them
         self._table: CorrectedTable | None = None
         self._picking: Picking | None = None
         self.source = ComboBox(label="Labels", choices=self._choices)
@@ -205,7 +206,7 @@ class ReviewWidget(Container[Widget]):
 
     def _on_labels(self, *_: object) -> None:
         self.scope.reset_choices()
-        if self.source.value is not self._source:
+        if self.source.value is not self._source and self.review is None:
             self._release()
 
     def _on_order(self, order: str) -> None:
@@ -236,12 +237,12 @@ class ReviewWidget(Container[Widget]):
 
     def _take_copy(self, layer: Labels) -> str:
         """Hold the corrected copy of a layer; what is to be said about it."""
-        if self.copy is not None and self._source is layer:
+        if self.copy is not None and self._data is layer.data and self._source is layer:
             return ""
         self._release()
         answer = answer_of(layer)
         self.copy = CorrectedCopy(copy_folder(layer, answer), answer)
-        self._source = layer
+        self._source, self._data = layer, layer.data
         self._table = CorrectedTable(layer, self.copy)
         self.learning.suggest(str(answer.facts.get("model", "")))
         notes = [f"Kept in {self.copy.folder}."]
@@ -297,6 +298,7 @@ class ReviewWidget(Container[Widget]):
             layer = corrected_layer(self._viewer, source, copy, table.after(review.box))
             self._viewer.layers.selection.active = layer
         self.reset_choices()
+        self._on_labels()  # the source may have gone meanwhile
         self._show()
         count = len(copy.regions(reviewed=True))
         self._say(
@@ -333,8 +335,14 @@ class ReviewWidget(Container[Widget]):
         colours = colours_of(self._viewer, self._source)
         worker = create_worker(_exported, self.copy, folder, colours, _start_thread=False)
         worker.finished.connect(self._show)
-        worker.returned.connect(self._say)
+        worker.returned.connect(self._on_exported)
         worker.start()
+
+    def _on_exported(self, said: tuple[bool, str]) -> None:
+        failed, text = said
+        self._say(text)
+        if failed:
+            show_error(text)
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -361,15 +369,15 @@ class ReviewWidget(Container[Widget]):
             copy.close()
 
 
-def _exported(copy: CorrectedCopy, folder: Path, colours: Colours | None) -> str:
-    """Export, and say how it ended."""
+def _exported(copy: CorrectedCopy, folder: Path, colours: Colours | None) -> tuple[bool, str]:
+    """Export; whether it failed, and what to say."""
     from cdal_engine.corrections.export import export
 
     try:
         export(copy, folder, colours)
     except CdalError as error:
-        return str(error)
-    return f"Exported into {folder}."
+        return True, str(error)
+    return False, f"Exported into {folder}."
 
 
 def _button(text: str, tooltip: str) -> PushButton:

@@ -27,8 +27,9 @@ from cdal_engine.config import ModelConfig
 from .results import ATTENTION_NOTE
 from .settings import Preferences
 
-__all__ = ["VOLUME", "SegmentForm", "describe", "devices"]
+__all__ = ["MPP_STEP", "VOLUME", "SegmentForm", "describe", "devices"]
 
+MPP_STEP = 0.0001  # micrometres per pixel, to which the field rounds
 VOLUME = "whole volume"  # a scope
 
 _MAPS = (
@@ -84,7 +85,7 @@ class SegmentForm:
         if chosen.device in self.device.choices:
             self.device.value = chosen.device
         self.device.tooltip = "auto: the graphics card if there is one."
-        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=1e6, step=0.0001)
+        self.mpp = FloatSpinBox(label="µm per pixel", min=0, max=1e6, step=MPP_STEP)
         self.mpp.native.setSpecialValueText("unknown")
         self.mpp.tooltip = (
             "Size of the image's pixels: the layer's scale where its units are lengths, "

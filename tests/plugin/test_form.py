@@ -151,3 +151,31 @@ def test_where_there_is_room_the_form_does_not_scroll(
     qtbot.wait(200)
     assert form.native.height() < 800
     assert not form.native.verticalScrollBar().isVisible()
+
+
+def test_the_layers_resolution_is_taken_as_it_is_where_the_field_rounds_it(
+    viewer: Any, docked: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(tile, name="tile", rgb=True, scale=(0.22734,) * 2, units=("um",) * 2)
+    widget = docked(viewer)
+    assert widget.form.mpp.value == 0.2273
+    assert widget._chosen.job().mpp == pytest.approx(0.22734, rel=1e-9)
+    widget.form.mpp.value = 0.23
+    assert widget._chosen.job().mpp == 0.23
+
+
+def test_a_shape_smaller_than_a_pixel_of_the_models_is_one(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    large = np.ascontiguousarray(np.tile(tile, (8, 8, 1)))
+    levels = [large, large[::2, ::2], large[::4, ::4]]
+    placed = {"scale": (0.0625,) * 2, "units": ("um",) * 2}
+    viewer.add_image(levels, rgb=True, name="slide", multiscale=True, **placed)
+    small, good = SQUARE * 0.006 + 8, SQUARE * 4
+    areas = viewer.add_shapes([small, good], name="areas", **placed)
+    widget = docked(viewer)
+    widget.form.scope.value = areas
+    widget.run_button.native.click()
+    qtbot.waitUntil(lambda: not widget.running, timeout=100_000)
+    assert "Region 2" in widget.status.value
+    assert "empty" not in widget.status.value

@@ -234,7 +234,7 @@ class CorrectedCopy:
             regions = [r for r in record["regions"] if _box(r["box"]) != edit.box]
             region = {"box": [[s.start, s.stop] for s in edit.box], "reviewed": edit.reviewed}
             record["regions"] = [*regions, {**region, "when": now()}]
-            largest = int(edit.labels.max(initial=0))
+            largest = max(int(edit.labels.max(initial=0)), *edit.touched, 0)
             record["next_label"] = max(record["next_label"], largest + 1)
             record["written"] = number
             write_json(self.folder / RECORD, record)

@@ -12,7 +12,7 @@ from skimage.segmentation import watershed
 
 from ..errors import CdalError
 
-__all__ = ["Touched", "bounding_box", "changes", "now", "renumbered", "split"]
+__all__ = ["Touched", "bounding_box", "changes", "now", "renamed", "renumbered", "settled", "split"]
 
 Labels = NDArray[np.uint32]
 # By label, what a person did to an object: `action` and `when`; of a merged one also the object it
@@ -99,3 +99,41 @@ def renumbered(before: Labels, after: Labels, free: int) -> tuple[Labels, dict[i
     for old, number in numbers.items():
         result[after == old] = number
     return result, numbers
+
+
+def settled(touched: Touched, before: Labels, after: Labels) -> Touched:
+    """What was done to objects that were there before or are now, in terms of these alone.
+
+    One that was drawn or split off and is gone again leaves no trace: its number may be that of an
+    object elsewhere.
+    """
+    known = set(np.union1d(before, after).tolist())
+    result: Touched = {}
+    for label, each in touched.items():
+        if label not in known:
+            continue
+        into, passed = each.get("into"), {label}
+        while into is not None and into not in known and into not in passed:
+            passed.add(into)
+            into = touched.get(into, {}).get("into")
+        if each.get("into") is None:
+            result[label] = {
+                key: value for key, value in each.items() if key != "with" or value in known
+            }
+        elif into is None or into in passed:  # what it became a part of was deleted
+            result[label] = {**each, "action": "deleted"}
+            del result[label]["into"]
+        else:
+            result[label] = {**each, "into": into}
+    return result
+
+
+def renamed(touched: Touched, numbers: dict[int, int]) -> Touched:
+    """The same with other numbers, also where one object is named in what was done to another."""
+    return {
+        numbers.get(label, label): {
+            key: numbers.get(value, value) if key in ("into", "with", "from") else value
+            for key, value in each.items()
+        }
+        for label, each in touched.items()
+    }

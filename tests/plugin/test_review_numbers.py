@@ -1,0 +1,199 @@
+"""Numbers of objects that come and go under review, and reviews that end otherwise than planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cdal_engine.errors import CdalError
+from napari_cdal.review import Review
+from napari_cdal.review_widget import ReviewWidget
+
+from .test_review import PLACES, add_labels, docked, ids, opened
+
+pytestmark = pytest.mark.gui
+
+LEFT = np.array([[0, 0], [0, 99.4], [99, 99.4], [99, 0]])
+ELSEWHERE = (50, 260)  # in object 2
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    return make_napari_viewer(show=True)
+
+
+def left_half(viewer: Any) -> tuple[ReviewWidget, Review]:
+    """A region whose edge cuts object 1; object 2 lies elsewhere."""
+    labels = np.zeros((100, 300), np.uint32)
+    labels[40:60, 80:120], labels[40:60, 250:270] = 1, 2
+    known = {"index": [1, 2], "area_px": [800.0, 400.0], "y": 49.5, "x": [99.5, 259.5]}
+    scores = {"score": [0.9, 0.8], "agreement": [1.0, 1.0]}
+    source = viewer.add_labels(labels, name="labels: half, tiny", features=known | scores)
+    shapes = viewer.add_shapes([LEFT], shape_type="rectangle")
+    widget = docked(viewer)
+    widget.source.value, widget.scope.value = source, shapes
+    widget.open_button.native.click()
+    assert widget.review is not None, widget.status.value
+    return widget, widget.review
+
+
+def draw(review: Review, rows: slice, columns: slice) -> int:
+    """Paint an object with the number that napari's M gives."""
+    number = int(review.layer.data.max()) + 1
+    mask = np.zeros(review.layer.data.shape, bool)
+    mask[rows, columns] = True
+    review.layer.data_setitem(np.nonzero(mask), number)
+    return number
+
+
+def test_an_object_merged_into_a_drawn_one_goes_on_beyond_the_region(viewer: Any) -> None:
+    widget, review = left_half(viewer)
+    assert draw(review, slice(40, 60), slice(60, 80)) == 2  # the number of the one elsewhere
+    review.select(2)
+    review.merge(1)
+    widget.close_button.native.click()
+    data = viewer.layers["corrected: half, tiny"].data
+    assert data[50, 70] == data[50, 90] == data[50, 110] > 2
+    assert data[ELSEWHERE] == 2
+    assert widget.copy is not None
+    assert 2 not in widget.copy.touched
+
+
+def test_a_drawn_object_that_is_gone_again_leaves_no_trace(viewer: Any) -> None:
+    widget, review = left_half(viewer)
+    assert draw(review, slice(40, 60), slice(70, 80)) == 2
+    review.select(1)
+    review.merge(2)
+    widget.close_button.native.click()
+    shown = viewer.layers["corrected: half, tiny"]
+    assert widget.copy is not None
+    assert set(widget.copy.touched) == {1}
+    assert list(shown.features["index"]) == [1, 2]
+    assert shown.features.set_index("index").score[2] == 0.8
+
+
+@pytest.mark.parametrize("then", ["delete", "merge back", "merge with it, then delete"])
+def test_a_part_that_is_gone_again_leaves_no_trace(viewer: Any, qtbot: Any, then: str) -> None:
+    source = add_labels(viewer)
+    source.data = np.where(source.data == 5, 2, source.data)
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    review.select(2)
+    review.split(PLACES[1], PLACES[4])
+    new = int(review.layer.data[PLACES[4]])
+    review.select(new if "delete" in then else 2)
+    if then == "merge back":
+        review.merge(new)
+    else:
+        if "merge" in then:
+            review.merge(3)
+        review.delete()
+    left = ids(review.layer.data)
+    widget.close_button.native.click()
+    assert widget.review is None
+    assert ids(viewer.layers["corrected: tile, tiny"].data) == left
+    assert widget.copy is not None
+    assert new not in widget.copy.touched
+    if "merge with" in then:
+        assert widget.copy.touched[3]["action"] == "deleted"
+    assert widget.open_button.enabled
+
+
+def test_a_split_without_an_object_is_refused_and_one_of_a_drawn_is_not(
+    viewer: Any, qtbot: Any
+) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    drawn = draw(review, slice(50, 60), slice(5, 25))
+    review.select(drawn)
+    review.split((55, 8), (55, 22))
+    assert review.layer.data[55, 8] != review.layer.data[55, 22]
+    for _ in range(10):
+        review.accept()
+    assert review.current == 0
+    before = review.layer.data.copy()
+    with pytest.raises(CdalError, match="no object is chosen"):
+        review.split((0, 0), (119, 129))
+    np.testing.assert_array_equal(review.layer.data, before)
+
+
+def test_deleting_what_the_brush_has_erased_is_a_step_of_its_own(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    review = opened(viewer, qtbot).review
+    assert review is not None
+    review.select(1)
+    review.delete()
+    review.select(3)
+    review.layer.data_setitem(np.nonzero(review.layer.data == 3), 0)
+    review.current = 3
+    review.delete()
+    review.undo()
+    assert ids(review.layer.data) == [2, 4, 5]
+    review.undo()
+    assert ids(review.layer.data) == [2, 3, 4, 5]
+    review.undo()
+    assert ids(review.layer.data) == [1, 2, 3, 4, 5]
+
+
+def test_a_review_goes_on_when_its_labels_are_removed(viewer: Any, qtbot: Any) -> None:
+    source = add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    assert widget.review is not None
+    assert widget.copy is not None
+    folder = widget.copy.folder
+    widget.review.select(1)
+    widget.review.delete()
+    viewer.layers.remove(source)
+    assert widget.copy is not None
+    widget.close_button.native.click()
+    assert widget.review is None
+    assert widget.copy is None
+    assert '"deleted"' in (folder / "corrections.json").read_text()
+
+
+def test_what_is_corrected_is_edited_in_regions_alone(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    widget.close_button.native.click()
+    assert not viewer.layers["corrected: tile, tiny"].editable
+
+
+def test_other_labels_of_the_same_layer_are_another_copy(viewer: Any, qtbot: Any) -> None:
+    """As after a move of the Segment widget's slider."""
+    source = add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    assert widget.copy is not None
+    first = widget.copy.folder
+    widget.close_button.native.click()
+    source.data = np.where(source.data == 3, 0, source.data)
+    source.features = source.features[source.features["index"] != 3]
+    widget.open_button.native.click()
+    assert widget.review is not None
+    assert 3 not in widget.review.queue
+    assert widget.copy.folder != first
+    widget.close_button.native.click()
+    widget.open_button.native.click()  # nothing was replaced since
+    assert widget.copy.folder != first
+
+
+def test_the_area_of_a_large_corrected_object_is_all_of_it(viewer: Any) -> None:
+    labels = np.zeros((600, 3000), np.uint32)
+    labels[100:500, 50:2950] = 1
+    known = {"index": [1], "area_px": [float(labels.sum())], "y": [299.5], "x": [1499.5]}
+    source = viewer.add_labels(labels, name="labels: large, tiny", features=known)
+    box = np.array([[90, 1400], [90, 1500], [300, 1500], [300, 1400]])
+    shapes = viewer.add_shapes([box], shape_type="rectangle")
+    widget = docked(viewer)
+    widget.source.value, widget.scope.value = source, shapes
+    widget.open_button.native.click()
+    assert widget.review is not None
+    widget.review.layer.data_setitem((np.array([5]), np.array([5])), 1)
+    widget.close_button.native.click()
+    shown = viewer.layers["corrected: large, tiny"]
+    assert shown.features["area_px"][0] == (shown.data == 1).sum() == 400 * 2900 + 1
