@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from cdal_engine.corrections.corrected import CorrectedCopy
 from cdal_engine.instances import measure
-from cdal_engine.tiling import Box, seen_from
+from cdal_engine.tiling import Box, surround, within
 
 __all__ = ["CorrectedTable"]
 
-_STEP = 256  # pixels by which more is read, where an object goes on beyond its region
 Row = dict[str, Any]
 
 
@@ -45,7 +44,7 @@ class CorrectedTable:
         found: dict[int, Row] = {}
         for box in self._copy.regions():
             key = str(box)
-            if key not in self._rows or _overlap(self._rows[key][0], closed):
+            if key not in self._rows or _touch(self._rows[key][0], closed):
                 around, patch = self._around(box, changed)
                 self._rows[key] = around, list(self._measured(around, patch))
             for row in self._rows[key][1]:
@@ -67,27 +66,10 @@ class CorrectedTable:
 
     def _around(self, box: Box, changed: set[int]) -> tuple[Box, NDArray[np.uint32]]:
         """Box with all of the changed objects in a region or at its edge, and these alone in it."""
-        ids, reach = np.array(list(changed)), 0
-        touched = self._grown(box, 1)  # what was erased inside may go on outside
-        while True:
-            reach += _STEP
-            around = self._grown(box, reach)
-            patch = self._copy.read(around)
-            inside = patch[seen_from(tuple(s.start for s in around), touched)]
-            wanted = np.intersect1d(ids, inside)
-            sides = (patch[0], patch[-1], patch[:, 0], patch[:, -1])
-            limits = [
-                (s.start > 0, s.stop < n) for s, n in zip(around, self._copy.shape, strict=True)
-            ]
-            inner = [side for side, more in zip(sides, np.ravel(limits), strict=True) if more]
-            if not any(np.isin(wanted, side).any() for side in inner):
-                return around, np.where(np.isin(patch, wanted), patch, np.uint32(0))
-
-    def _grown(self, box: Box, reach: int) -> Box:
-        return tuple(
-            slice(max(s.start - reach, 0), min(s.stop + reach, n))
-            for s, n in zip(box, self._copy.shape, strict=True)
-        )
+        edge = surround(box, 1, self._copy.shape)  # what was erased inside may go on outside
+        ids = np.intersect1d(list(changed), self._copy.read(edge))
+        around, labels = self._copy.around(box, ids)
+        return around, np.where(np.isin(labels, ids), labels, np.uint32(0))
 
     def _measured(self, box: Box, patch: NDArray[np.uint32]) -> Iterator[Row]:
         """Rows as `results.features` gives them, of what needs no image and no model."""
@@ -107,5 +89,5 @@ class CorrectedTable:
             yield dict(zip(columns, row, strict=True))
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    return all(s.start < t.stop and t.start < s.stop for s, t in zip(a, b, strict=True))
+def _touch(a: Box, b: Box) -> bool:
+    return all(s.stop > s.start for s in within(a, b))

@@ -316,7 +316,7 @@ class ReviewWidget(Container[Widget]):
         """Let others have the corrected copy."""
         if self.copy is not None:
             self.copy.close()
-        self.copy = self._source = self._table = None
+        self.copy = self._source = self._data = self._table = None
         self._show()
 
     # -- export -----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from ..errors import CdalError
 from ..io.ome_zarr import update_labels, write_labels
 from ..io.records import write_json, writing
 from ..io.results import LARGE, write_plane
-from ..tiling import Box
+from ..tiling import Box, surround
 from .answer import Answer
 from .edits import Touched, now
 from .versions import Edit, Versions
@@ -178,6 +178,19 @@ class CorrectedCopy:
         """Labels of a box, to be edited."""
         return np.array(self.labels[box], np.uint32)
 
+    def around(self, box: Box, ids: NDArray[np.integer]) -> tuple[Box, NDArray[np.uint32]]:
+        """A box about another that holds all of these objects, and its labels."""
+        margin = 0
+        while True:  # further out, until none of them reaches the edge
+            margin += _STEP
+            larger = surround(box, margin, self.shape)
+            labels = self.read(larger)
+            sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+            limits = [(s.start > 0, s.stop < n) for s, n in zip(larger, self.shape, strict=True)]
+            inner = [side for side, more in zip(sides, np.ravel(limits), strict=True) if more]
+            if not any(np.isin(ids, side).any() for side in inner):
+                return larger, labels
+
     def _largest(self, path: Path) -> int:
         if path.suffix != ".zarr":
             return int(tifffile.imread(path).max(initial=0))
@@ -251,19 +264,7 @@ class CorrectedCopy:
         }
         if not gone:
             return []
-        ids, margin = np.array(list(gone)), 0
-        while True:  # further out, until none of them reaches the edge
-            margin += _STEP
-            box = tuple(
-                slice(max(s.start - margin, 0), min(s.stop + margin, n))
-                for s, n in zip(edit.box, self.shape, strict=True)
-            )
-            around = self.read(box)
-            sides = (around[0], around[-1], around[:, 0], around[:, -1])
-            limits = [(s.start > 0, s.stop < n) for s, n in zip(box, self.shape, strict=True)]
-            inner = [side for side, more in zip(sides, np.ravel(limits), strict=True) if more]
-            if not any(np.isin(ids, side).any() for side in inner):
-                break
+        box, around = self.around(edit.box, np.array(list(gone)))
         for label, into in gone.items():
             around[around == label] = into
         return [(box, around)]

@@ -66,10 +66,6 @@ class Pyramid:
         rows, columns = (range(s.start // _CHUNK, -(-s.stop // _CHUNK)) for s in box)
         self._written.update(product(rows, columns))
 
-    def describe(self, attributes: dict[str, Any]) -> None:
-        """Say more about it in the metadata."""
-        self._attributes |= attributes
-
     def finish(self, spacing: float | None, offset: float | tuple[float, float]) -> None:
         """Make the other levels, and describe all.
 
@@ -120,16 +116,18 @@ def write_labels(
         What is known of each object, by `label-value`, as the format's `image-label` takes it. It
         is left out where it would make the metadata larger than readers of ours take.
     """
-    pyramid = labels_pyramid(path, labels.shape)
-    if properties and len(json.dumps(properties, indent=2)) < _MOST_PROPERTIES:
-        pyramid.describe({"image-label": {"version": "0.5", "properties": list(properties)}})
+    fit = len(json.dumps(properties, indent=2)) < _MOST_PROPERTIES
+    pyramid = labels_pyramid(path, labels.shape, properties if fit else ())
     pyramid.write(tuple(slice(0, n) for n in labels.shape), labels)
     pyramid.finish(spacing, offset)
 
 
-def labels_pyramid(path: Path, shape: tuple[int, ...]) -> Pyramid:
+def labels_pyramid(
+    path: Path, shape: tuple[int, ...], properties: Sequence[Mapping[str, Any]] = ()
+) -> Pyramid:
     """An image of (H, W) labels at `path`, where nothing may be; levels take every 2nd pixel."""
-    return Pyramid(path, shape, np.uint32, _every_second, {"image-label": {"version": "0.5"}})
+    described = {"version": "0.5"} | ({"properties": list(properties)} if properties else {})
+    return Pyramid(path, shape, np.uint32, _every_second, {"image-label": described})
 
 
 def update_labels(path: Path, box: Box, labels: NDArray[np.uint32]) -> None:
