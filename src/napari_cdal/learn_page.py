@@ -46,6 +46,13 @@ class Learning(Errand):
         super().__init__()
         self._copy, self._lesson = copy, lesson
         self.rows: deque[dict[str, float]] = deque()  # reported, and not shown yet
+        self.stop = False  # a worker that is told to quit returns nothing
+
+    def _stopped(self) -> bool:
+        """As asked for; napari, where it closes, waits for the worker and wants no model."""
+        if self.given_up():
+            self.abandon()
+        return self.stop
 
     def __repr__(self) -> str:  # napari shows it when asked to close meanwhile
         return "fine-tuning on corrections"
@@ -86,7 +93,6 @@ class LearnPage(QWidget):
         self._preferences, self._copy, self._on_model = preferences, copy, on_model
         self._learning: Learning | None = None
         self._worker: Any = None
-        self._stopping = False
         self.model = ComboBox(label="Start from", choices=self._models)
         self.name = LineEdit(label="New model", value="my-nuclei")
         self.minutes = SpinBox(label="Minutes, at most", value=8, min=1, max=600)
@@ -154,11 +160,10 @@ class LearnPage(QWidget):
             show_error(str(error))
             return
         worker = start(learning)
-        learning.stopped = lambda: self._stopping
         worker.returned.connect(self._on_returned)
         worker.errored.connect(lambda error: self._say(f"{type(error).__name__}: {error}"))
         worker.finished.connect(self._on_finished)
-        self._learning, self._worker, self._stopping = learning, worker, False
+        self._learning, self._worker = learning, worker
         self.curve.clear()
         self._set_running(True)
         self._say("Reading the regions, and judging the model as it is…")
@@ -185,7 +190,7 @@ class LearnPage(QWidget):
 
     def _on_stop(self) -> None:
         if self._learning is not None:
-            self._stopping = True
+            self._learning.stop = True
             self.stop_button.enabled = False
             self._say("Stopping: what was learned so far is judged…")
 
@@ -202,7 +207,7 @@ class LearnPage(QWidget):
         self._look()
         if isinstance(result, str):
             self._say(result)
-            if not self._stopping:
+            if self._learning is not None and not self._learning.stop:
                 show_error(result)
             return
         start, name = result.lesson.start, result.lesson.name

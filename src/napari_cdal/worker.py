@@ -29,7 +29,7 @@ class Errand:
     remedy: str  # where memory does not suffice
 
     def __init__(self) -> None:
-        self.stopped: Callable[[], bool] = lambda: False
+        self.given_up: Callable[[], bool] = lambda: False  # set by `start`
         self._process: EngineProcess | None = None
         self._abandoned = False
 
@@ -46,9 +46,13 @@ class Errand:
             if self._abandoned:  # meanwhile
                 process.kill()
             try:
-                return process.do(job, heard, self.stopped)
+                return process.do(job, heard, self._stopped)
             finally:
                 self._process = None  # the next job is another's
+
+    def _stopped(self) -> bool:
+        """Whether the engine is to stop, and to give what it has."""
+        return self.given_up()
 
     def _tell(self, word: str, value: object) -> None:
         assert self._process is not None
@@ -132,7 +136,7 @@ class Run(Errand):
 
 
 def start(errand: Errand) -> Any:
-    """Make the napari worker of a job, not yet started; its `quit` stops it at the next pass."""
+    """Make the napari worker of a job, not yet started; its `quit` gives the job up."""
     from napari.qt.threading import create_worker
 
     worker = create_worker(errand, _start_thread=False)
@@ -143,5 +147,5 @@ def start(errand: Errand) -> Any:
         alive = reference()
         return alive is None or bool(alive.abort_requested)
 
-    errand.stopped = given_up
+    errand.given_up = given_up
     return worker

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +154,42 @@ def test_nothing_is_left_when_napari_is_closed_meanwhile(
     qtbot.waitUntil(lambda: not folder.exists(), timeout=PATIENCE)
     assert process.poll() is not None
     assert "mine-corrected" not in available()
+
+
+@pytest.mark.slow
+def test_napari_exits_in_the_middle(own: str, tmp_path: Path) -> None:
+    """In napari's own event loop, which waits for its workers before anything is destroyed."""
+    code = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import napari
+from qtpy.QtCore import QTimer
+from tests.plugin.test_learn import reviewed
+viewer = napari.Viewer(show=False)
+page = reviewed(viewer, sys.argv[2]).learning
+page.minutes.value = 60
+page.learn_button.native.click()
+def look():
+    assert page.running, page.status.text()
+    if len(page.curve.losses) > 3:
+        timer.stop()
+        rows.append(page._learning.rows)
+        viewer.window._qt_window.close(quit_app=True, confirm_need=False)
+rows = []
+timer = QTimer()
+timer.timeout.connect(look)
+timer.start(100)
+napari.run(force=True)
+assert len(rows[0]) < 30, rows[0]  # of 200 steps: it was ended, not waited for
+"""
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    before = list(available())
+    subprocess.run(
+        [sys.executable, "-c", code, root, own], check=True, timeout=120, env=environment
+    )
+    assert not list(tmp_path.glob("cdal-learning-*"))
+    assert list(available()) == before
 
 
 def test_a_killed_engine_is_said_and_the_next_is_another(
