@@ -17,6 +17,7 @@ import pytest
 import tifffile
 import zarr
 from numpy.typing import NDArray
+from skimage.draw import disk
 
 from cdal_engine.corrections import export as exporting
 from cdal_engine.corrections.answer import Answer
@@ -228,6 +229,19 @@ def test_split_cuts_where_it_is_narrow() -> None:
     for points in (((20, 10), (20, 10)), ((0, 0), (20, 10)), ((20, 10), (90, 10))):
         with pytest.raises(CdalError, match="two points"):
             split(labels, 4, *points)
+
+
+@pytest.mark.parametrize("first", [(20, 14), (12, 26), (28, 30), (20, 33)])
+@pytest.mark.parametrize("second", [(20, 52), (12, 60), (26, 66)])
+def test_split_needs_no_clicks_in_the_middle(
+    first: tuple[int, int], second: tuple[int, int]
+) -> None:
+    one, other = (np.zeros((40, 80), bool) for _ in range(2))
+    one[disk((20, 24), 14, shape=one.shape)] = True
+    other[disk((20, 58), 21, shape=other.shape)] = True
+    other &= ~one
+    part = split((one | other).astype(np.uint32), 1, first, second)
+    assert (part != other)[one | other].mean() < 0.05
 
 
 def test_changes_are_told_by_their_pixels() -> None:
