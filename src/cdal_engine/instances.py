@@ -140,8 +140,11 @@ def measure(
     """
     y, x = np.nonzero(labels)
     ids = labels[y, x].astype(np.int64)
-    first = int(ids.min(initial=2**32))  # the ids of a block are a few in a row
-    ids -= first
+    first, last = int(ids.min(initial=2**32)), int(ids.max(initial=0))
+    if last - first < labels.size:  # the ids of a block are a few in a row
+        names, ids = np.arange(first, last + 1), ids - first
+    else:  # a person may number as he likes
+        names, ids = np.unique(ids, return_inverse=True)
     area = np.bincount(ids)
     present = np.flatnonzero(area)
     corners: dict[str, NDArray[np.int64]] = {}
@@ -158,7 +161,7 @@ def measure(
     middle_y, middle_x = mean(dy), mean(dx)
     corners = {name: corner[present] for name, corner in corners.items()}
     objects: dict[str, NDArray[Any]] = {
-        "label": (present + first).astype(np.uint32),
+        "label": names[present].astype(np.uint32),
         "area_px": area[present],
         "y": corners["y0"] + middle_y + 0.5,
         "x": corners["x0"] + middle_x + 0.5,

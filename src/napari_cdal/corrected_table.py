@@ -10,8 +10,9 @@ from napari.layers import Labels
 from numpy.typing import NDArray
 
 from cdal_engine.corrections.corrected import CorrectedCopy
-from cdal_engine.instances import measure
 from cdal_engine.tiling import Box, surround, within
+
+from .measured import measured
 
 __all__ = ["CorrectedTable"]
 
@@ -73,20 +74,11 @@ class CorrectedTable:
 
     def _measured(self, box: Box, patch: NDArray[np.uint32]) -> Iterator[Row]:
         """Rows as `results.features` gives them, of what needs no image and no model."""
-        objects = measure(patch, np.zeros(patch.shape, np.float32))
-        unit = self._copy.spacing or 1.0
-        columns = {
-            "index": objects["label"].astype(np.int64),
-            "area_px": objects["area_px"],
-            "area_um2": objects["area_px"] * unit**2,
-            "y": objects["y"] + box[0].start - 0.5,
-            "x": objects["x"] + box[1].start - 0.5,
-            "eccentricity": objects["eccentricity"],
-        }
-        for name in ("major_axis", "minor_axis"):
-            columns |= {f"{name}_px": objects[name], f"{name}_um": objects[name] * unit}
-        for row in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, row, strict=True))
+        corner = (box[0].start, box[1].start)
+        pixel = float(self._copy.record["pixel"])
+        found = measured(patch, self._copy.spacing, pixel, corner)
+        for row in zip(*found.values(), strict=True):
+            yield dict(zip(found, row, strict=True))
 
 
 def _touch(a: Box, b: Box) -> bool:

@@ -92,6 +92,7 @@ class ObjectsModel(QAbstractTableModel):
         rows = np.arange(len(self._labels))
         if 0 <= column < len(self._columns):
             values = self._columns[column]
+            values = values.astype(str) if values.dtype.kind == "O" else values  # text, and gaps
             rows = np.argsort(values, kind="stable")
             if order == Qt.SortOrder.DescendingOrder:
                 rows = rows[::-1]

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from magicgui.widgets import Container, Label, Widget
 from napari.layers import Labels
+from napari.qt.threading import create_worker
 from napari.utils.theme import get_theme
+from pandas.api.types import is_numeric_dtype
 from qtpy.QtCore import QModelIndex, Qt, QTimer
 from qtpy.QtWidgets import QSizePolicy, QSplitter
 
 from .histograms import Histograms
+from .measured import renewed
 from .objects_table import ObjectsModel, ObjectsTable
-from .planes import full_resolution
+from .planes import full_resolution, spacing_of
+from .results import METADATA_KEY
 
 if TYPE_CHECKING:
     import napari
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ObjectsWidget"]
 
 _FLASH = 500  # milliseconds
+_REST = 700  # milliseconds
 _NONE = "No table of objects: run Segment, open results, or select other labels."
 
 
@@ -47,6 +52,11 @@ class ObjectsWidget(Container[Widget]):
         self._moment.setSingleShot(True)
         self._moment.setInterval(_FLASH)
         self._moment.timeout.connect(self._show_all)
+        self._painted: Any = None  # labels that were measured last
+        self._rest = QTimer(self.native)  # the brush rests: what was painted is measured
+        self._rest.setSingleShot(True)
+        self._rest.setInterval(_REST)
+        self._rest.timeout.connect(self._measure)
         self._following = False  # whether the selection is being brought to the other side
         self.title = Label(value=_NONE)
         self.model = ObjectsModel()
@@ -109,6 +119,8 @@ class ObjectsWidget(Container[Widget]):
             (events.features, self._renew),
             (events.selected_label, self._select_row),
             (events.name, self._name),
+            (events.paint, self._on_paint),
+            (events.set_data, self._on_paint),  # undone, or drawn anew for other reasons
         )
 
     def _fill(self, *_: object) -> None:
@@ -140,6 +152,36 @@ class ObjectsWidget(Container[Widget]):
             layer.selected_label = label
         else:
             self.table.clearSelection()
+
+    def _on_paint(self, *_: object) -> None:
+        self._rest.start()
+
+    def _measure(self) -> None:
+        """Have the table follow what was painted, in another thread."""
+        layer = self._layer
+        if layer is None or not _is_painted(layer):
+            return
+        spacing, pixel = spacing_of(layer), layer.metadata.get(METADATA_KEY, {}).get("pixel", 1.0)
+        if np.array_equal(layer.data, self._painted):
+            return
+        labels, table = layer.data.copy(), layer.features
+        self._painted = labels
+        worker = create_worker(
+            renewed,
+            table,
+            labels.reshape(labels.shape[-2:]),
+            None if spacing is None else spacing[0],
+            pixel,
+            _start_thread=False,
+        )
+
+        def show(found: Any) -> None:
+            current = self._layer
+            if current is layer and current.features is table and found is not table:
+                current.features = found
+
+        worker.returned.connect(show)
+        worker.start()
 
     def _name(self, *_: object) -> None:
         if self._layer is not None:
@@ -216,6 +258,7 @@ class ObjectsWidget(Container[Widget]):
     def _abandon(self, *_: object) -> None:
         """Listen no more: this widget is going away."""
         self._show_all()
+        self._rest.stop()
         for emitter, act in self._events:
             emitter.disconnect(act)
         self._events = ()
@@ -234,5 +277,13 @@ def _label_at(layer: Labels, position: tuple[float, float]) -> int:
     return int(data[(*(0,) * (layer.ndim - 2), *inside)])
 
 
+def _is_painted(layer: Labels) -> bool:
+    """Whether it is one plane that a person can paint on, with a table."""
+    if layer.multiscale or not layer.editable or not _has_table(layer):
+        return False
+    return isinstance(layer.data, np.ndarray) and layer.data.size == np.prod(layer.data.shape[-2:])
+
+
 def _has_table(layer: Labels) -> bool:
-    return "index" in layer.features
+    index = layer.features.get("index")
+    return index is not None and is_numeric_dtype(index) and bool(index.notna().all())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cdal_engine.errors import CdalError
 from cdal_engine.io.records import writing
 
+from .measured import renewed
 from .planes import full_resolution, in_micrometres, spacing_of
 from .results import METADATA_KEY
 from .sources import ras_affine
@@ -47,15 +48,17 @@ _Write = Callable[[Path, Labels], None]
 def write_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Save a plane of labels as OME-Zarr: a pyramid with scale and place in micrometres.
 
-    The table goes along, as the format's properties of labels, up to some thousand objects.
+    The table goes along, as the format's properties of labels, up to some thousand objects; what a
+    person changed is measured anew.
     """
 
     def write(aside: Path, layer: Labels) -> None:
         from cdal_engine.io.ome_zarr import write_labels
 
         corner = in_micrometres(layer, np.zeros(layer.ndim))[-2:]
-        placed = _pixel_size(layer), tuple(corner.tolist())
-        write_labels(aside, _plane(layer), *placed, _properties(layer))
+        labels, spacing = _plane(layer), _pixel_size(layer)
+        rows = _properties(_table(layer, labels, spacing))
+        write_labels(aside, labels, spacing, tuple(corner.tolist()), rows)
 
     return _saved(path, data, meta, write, ZARR)
 
@@ -160,9 +163,16 @@ def _plane(layer: Labels) -> NDArray[np.uint32]:
     return labels.reshape(labels.shape[-2:])
 
 
-def _properties(layer: Labels) -> list[dict[str, Any]]:
+def _table(layer: Labels, labels: NDArray[np.uint32], spacing: float | None) -> Any:
+    """The table of a layer's labels as they are now; nobody paints on a pyramid."""
+    if layer.multiscale:
+        return layer.features
+    pixel = layer.metadata.get(METADATA_KEY, {}).get("pixel", 1.0)
+    return renewed(layer.features, labels, spacing, pixel)
+
+
+def _properties(table: Any) -> list[dict[str, Any]]:
     """Rows of the table; a value that is not known, which JSON cannot say, is left out."""
-    table = layer.features
     if "index" not in table or len(table) > _MOST_ROWS:
         return []
     rows = table.rename(columns={"index": "label-value"}).to_dict("records")
@@ -194,11 +204,11 @@ def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
 
     labels = _plane(layer)
     nothing = np.full(labels.shape, np.nan, np.float32)
-    objects = measure(labels, nothing)
+    objects, table = measure(labels, nothing), _table(layer, labels, mpp)
     for name, default in (("score", np.nan), ("agreement", np.nan), ("class", "object")):
         row = {}
-        if {"index", name} <= set(layer.features):
-            row = dict(zip(layer.features["index"], layer.features[name], strict=True))
+        if {"index", name} <= set(table):
+            row = dict(zip(table["index"], table[name], strict=True))
         values = [row.get(int(label), default) for label in objects["label"]]
         objects[name] = np.array(values, np.str_ if name == "class" else np.float32)
     return Segmentation(

@@ -115,6 +115,40 @@ def test_the_selected_object_is_found_again_under_its_new_number(viewer: Any, qt
     assert not widget.table.selectionModel().selectedRows()
 
 
+def test_the_table_follows_what_is_painted(viewer: Any, qtbot: Any) -> None:
+    layer = spots(viewer, scale=(0.5, 0.5), units=("um", "um"))
+    table = layer.features.assign(area_um2=169 * 0.25)
+    layer.features = table
+    widget = docked_objects(viewer)
+    layer.data_setitem(np.nonzero(layer.data == 3), 0)  # erased
+    layer.selected_label, layer.brush_size = 20, 9
+    layer.paint((100, 100), 20)  # drawn
+    layer.data_setitem((np.array([53]), np.array([80])), 7)  # redrawn
+    qtbot.waitUntil(lambda: set(layer.features["index"]) == {7, 9, 20})
+    now = layer.features.set_index("index")
+    assert now.area_um2[20] == (layer.data == 20).sum() * 0.25
+    assert now.area_um2[7] == 170 * 0.25
+    assert now.score.isna().tolist() == [True, False, True]
+    assert now.loc[9].tolist() == table.set_index("index").loc[9].tolist()
+    assert widget.model.row(20) is not None
+    for _ in range(3):
+        layer.undo()
+    qtbot.waitUntil(lambda: set(layer.features["index"]) == set(SPOTS))
+    assert layer.features["area_um2"].tolist() == [169 * 0.25] * 3
+    assert layer.features["score"].isna().tolist() == [True, True, False]
+
+
+def test_tables_of_others_are_shown_or_left(viewer: Any) -> None:
+    layer = spots(viewer)
+    layer.features = layer.features.assign(grade=["b", None, "a"])
+    widget = docked_objects(viewer)
+    widget.table.sortByColumn(list(layer.features).index("grade"), Qt.SortOrder.AscendingOrder)
+    assert [widget.model.label(row) for row in range(3)][-1] == 3
+    for index in ([3, np.nan, 9], ["a", "b", "c"]):
+        layer.features = pd.DataFrame({"index": index})
+        assert widget.table.isHidden()
+
+
 def test_rows_are_sorted_and_what_is_unknown_comes_last(viewer: Any) -> None:
     spots(viewer)
     widget = docked_objects(viewer)

@@ -22,6 +22,7 @@ from ome_zarr_models.v05 import Image as OmeImage
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.samples import mri_path
+from napari_cdal.measured import measured
 from napari_cdal.readers import read
 from napari_cdal.save_dialog import save_dialog
 from napari_cdal.writers import write_geojson, write_nifti, write_tiff, write_zarr
@@ -137,8 +138,7 @@ def test_saved_labels_are_labels_again(viewer: Any, tmp_path: Path, suffix: str)
 
 
 TABLE = {
-    "index": np.unique(LABELS)[1:],
-    "area_um2": np.linspace(3, 9, 12),
+    **{name: measured(LABELS, 0.5)[name] for name in ("index", "area_um2", "y", "x")},
     "agreement": np.array([np.nan, *np.linspace(0, 1, 11)]),
     "class": np.array(["tumour", "stroma"] * 6),
 }
@@ -152,7 +152,29 @@ def test_ome_zarr_keeps_the_table(viewer: Any, tmp_path: Path) -> None:
         again.features[list(TABLE)], layer.features, check_dtype=False, check_categorical=False
     )
     rows = zarr.open_group(path, mode="r").attrs["ome"]["image-label"]["properties"]
-    assert rows[0] == {"label-value": 7, "area_um2": 3.0, "class": "tumour"}
+    assert rows[0] == {"label-value": 7, "area_um2": 475.0, "y": 20, "x": 24.5, "class": "tumour"}
+
+
+def test_what_was_painted_is_saved_with_a_table_of_its_own(viewer: Any, tmp_path: Path) -> None:
+    table = TABLE | {"score": np.linspace(0.5, 0.9, 12)}
+    layer = viewer.add_labels(LABELS.copy(), features=table, **PLACED)
+    first, second, third = table["index"][:3]
+    layer.data_setitem(np.nonzero(layer.data == first), 0)
+    layer.data_setitem(tuple(at[:1] for at in np.nonzero(layer.data == second)), 0)
+    layer.data_setitem(tuple(at[:2] for at in np.nonzero(layer.data == 0)), 4_000_000_000)
+    (again,) = viewer.open(str(saved(layer, tmp_path / "l.ome.zarr")), plugin="napari-cdal")
+    rows = again.features.set_index("index")
+    assert list(rows.index) == sorted([*table["index"][1:], 4_000_000_000])
+    assert rows.area_um2[second] == (layer.data == second).sum() / 4
+    assert rows.area_um2[4_000_000_000] == 2 / 4
+    assert rows.score.isna().tolist() == [True, *[False] * 10, True]
+    assert rows.score[third] == table["score"][2]
+    assert rows["class"].tolist() == [*table["class"][1:], "object"]
+    (tmp_path / "outlines").mkdir()
+    path = saved(layer, tmp_path / "outlines" / "l.geojson")
+    outlines = json.loads(path.read_text())["features"]
+    scored = ["score" in each["properties"]["measurements"] for each in outlines]
+    assert scored == [False, *[True] * 10, False]
 
 
 @pytest.mark.parametrize("count", [10_000, 40_000])

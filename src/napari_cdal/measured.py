@@ -1,0 +1,115 @@
+"""The table of labels that a person changed: outlines that are new are measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype
+
+__all__ = ["measured", "renewed"]
+
+_AXES = ("major_axis", "minor_axis")
+_SAME = 0.01  # pixels that a centroid may be off, part that an area may: they were rounded
+
+
+def measured(
+    labels: NDArray[np.integer],
+    spacing: float | None,
+    pixel: float = 1.0,
+    corner: tuple[int, int] = (0, 0),
+) -> dict[str, NDArray[Any]]:
+    """Columns of a Labels layer's table that need no image and no model.
+
+    Parameters
+    ----------
+    labels : ndarray
+        (H, W) ids.
+    spacing : float or None
+        Micrometres per pixel; without it there are no columns in micrometres.
+    pixel : float
+        Pixels of the image to one of the labels; sizes are in the image's, as in results.
+    corner : tuple of int
+        Where in the layer the array begins, in pixels.
+
+    Returns
+    -------
+    dict of ndarray
+        `index`, the label; `area_px`; centroid `y` and `x` in the layer's pixels; axes and
+        eccentricity; what has a length in micrometres, too.
+    """
+    from cdal_engine.instances import measure
+
+    objects = measure(labels.astype(np.uint32, copy=False), np.zeros(labels.shape, np.float32))
+    found: dict[str, NDArray[Any]] = {
+        "index": objects["label"].astype(np.int64),
+        "area_px": objects["area_px"] * pixel**2,
+        "y": objects["y"] + corner[0] - 0.5,  # napari's pixel centres are whole numbers
+        "x": objects["x"] + corner[1] - 0.5,
+        "eccentricity": objects["eccentricity"],
+        **{f"{name}_px": objects[name] * pixel for name in _AXES},
+    }
+    if spacing is not None:
+        found["area_um2"] = objects["area_px"] * spacing**2
+        for name in ("y", "x"):
+            found[f"{name}_um"] = (found[name] + 0.5) * spacing
+        for name in _AXES:
+            found[f"{name}_um"] = objects[name] * spacing
+    return found
+
+
+def renewed(
+    table: pd.DataFrame, labels: NDArray[np.integer], spacing: float | None, pixel: float = 1.0
+) -> pd.DataFrame:
+    """The table of labels as they are now.
+
+    A row is of the outline that is there if area and centroid are. Others are measured anew and
+    have no score or agreement: those were of another outline. The rows of what is gone are left
+    out.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of a Labels layer, the label as `index`; returned as it is if it has no such column.
+    labels : ndarray
+        (H, W) ids.
+    spacing : float or None
+        Micrometres per pixel.
+    pixel : float
+        As of `measured`.
+    """
+    if "index" not in table:
+        return table
+    found = pd.DataFrame(measured(labels, spacing, pixel)).set_index("index")
+    old = table.drop_duplicates("index").set_index("index")
+    both = old.index.intersection(found.index)
+    same = both[_unchanged(old.loc[both], found.loc[both])]
+    if len(same) == len(old) == len(found):
+        return table
+    rows = old.loc[same].reindex(found.index)
+    other = rows.index.difference(same)
+    for name in _numbers(old, found.columns):
+        rows.loc[other, name] = found.loc[other, name].astype(rows[name].dtype)
+    if "class" in rows:
+        rows["class"] = old["class"].astype(str).reindex(found.index, fill_value="object")
+    return rows.reset_index()[list(table.columns)]
+
+
+def _unchanged(old: pd.DataFrame, found: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows are of the outlines that were found, whatever unit their areas are in."""
+    same = np.ones(len(old), bool)
+    for name in _numbers(old, ("y", "x")):
+        same &= (old[name] - found[name]).abs().to_numpy(float) < _SAME
+    for name in _numbers(old, ("area_px", "area_um2")):
+        ratio = old[name].to_numpy(float) / found["area_px"].to_numpy(float)
+        known = ratio[same & np.isfinite(ratio)]
+        same &= np.abs(ratio - np.median(known)) < _SAME * ratio if len(known) else False
+    return same
+
+
+def _numbers(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """Those of the names that are columns of numbers."""
+    return [name for name in names if name in table and is_numeric_dtype(table[name])]
