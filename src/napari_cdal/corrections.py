@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,15 +127,19 @@ def columns_of(layer: Labels) -> dict[int, tuple[float, float, str]]:
 def copy_folder(layer: Labels, answer: Answer) -> Path:
     """Where the corrected copy of a layer's labels is kept.
 
-    Beside the originals; of labels that are in no file, in the user's own folder, by name and
-    content: the same answer of the same run finds its corrections again.
+    Beside the originals. Where those must not be written to, and of labels that are in no file, in
+    the user's own folder, by name and place or content: the same answer of the same run finds its
+    corrections again.
     """
     facts = _facts(layer)
     if "folder" in facts:
-        return Path(facts["folder"]) / CORRECTED
-    digest = hashlib.blake2b(
-        np.ascontiguousarray(answer.labels).tobytes(), digest_size=4
-    ).hexdigest()
+        folder = Path(facts["folder"])
+        if os.access(folder, os.W_OK) or (folder / CORRECTED).exists():
+            return folder / CORRECTED
+        known = os.fsencode(folder.resolve())
+    else:
+        known = np.ascontiguousarray(answer.labels).tobytes()
+    digest = hashlib.blake2b(known, digest_size=4).hexdigest()
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(answer.facts["source"])).strip("-.") or "labels"
     return user_folder().parent / "reviews" / f"{name[:60]}-{digest}"
 

@@ -78,7 +78,8 @@ class LearnPage(QWidget):
     ----------
     preferences : Preferences
     copy : callable
-        Returns the corrected copy that is open, or None.
+        Returns the corrected copy of the chosen labels, or None; raises `CdalError` where it cannot
+        be had.
     on_model : callable
         Called with name and folder of a new model.
     """
@@ -145,7 +146,7 @@ class LearnPage(QWidget):
     def _ready(self) -> CorrectedCopy:
         copy = self._copy()
         if copy is None:
-            raise CdalError("nothing is under review", "open a region on the Review page first")
+            raise CdalError("nothing was corrected yet", "open a region on the Review page first")
         return copy
 
     # -- learning ---------------------------------------------------------------------------------
@@ -218,6 +219,7 @@ class LearnPage(QWidget):
         ended = "Stopped; the best so far is kept. " if result.stopped else ""
         self._say(f"{ended}New model {name!r}: {result.scores}. It lies in {result.folder}.")
         self.model.reset_choices()
+        self.suggest(start)  # this name is taken now
         self._on_model(name, result.folder)
 
     def _on_finished(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt
 from qtpy.QtWidgets import QAbstractItemView, QTableView
@@ -92,13 +93,12 @@ class ObjectsModel(QAbstractTableModel):
         rows = np.arange(len(self._labels))
         if 0 <= column < len(self._columns):
             values = self._columns[column]
-            values = values.astype(str) if values.dtype.kind == "O" else values  # text, and gaps
-            rows = np.argsort(values, kind="stable")
+            text = values.dtype.kind == "O"  # with gaps
+            rows = np.argsort(values.astype(str) if text else values, kind="stable")
             if order == Qt.SortOrder.DescendingOrder:
                 rows = rows[::-1]
-            if values.dtype.kind == "f":
-                unknown = np.isnan(values[rows])
-                rows = np.concatenate([rows[~unknown], rows[unknown]])
+            unknown = pd.isna(values[rows])
+            rows = np.concatenate([rows[~unknown], rows[unknown]])
         self._order = rows
         shown = self._labels[rows].tolist()
         self._rows = dict(zip(shown, range(len(shown)), strict=True))

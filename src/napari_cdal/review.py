@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -354,7 +355,7 @@ class Review:
         self.copy.keep(self._edit(labels, touched, reviewed=False))
 
     def write(self, reviewed: bool) -> None:
-        """Write the region into the corrected copy.
+        """Write the region into the corrected copy; if nothing was done, it stays reviewed.
 
         Raises
         ------
@@ -364,6 +365,8 @@ class Review:
         if self._writing is not None:
             wait([self._writing])
         edit = self.edit(reviewed)
+        if not edit.touched and self.box in self.copy.regions(reviewed=True):
+            edit = replace(edit, reviewed=True)
         if reviewed and self.picture is not None:
             self.copy.keep_picture(self.box, self.picture)
         self.copy.write(edit)

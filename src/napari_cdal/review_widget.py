@@ -7,14 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton, Widget
 from napari.layers import Labels, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QGridLayout, QTabWidget, QWidget
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QFileDialog
 
-from cdal_engine.corrections.corrected import CORRECTED, CorrectedCopy
+from cdal_engine.corrections.corrected import CORRECTED, RECORD, CorrectedCopy
 from cdal_engine.errors import CdalError
 
 from .corrected_table import CorrectedTable
@@ -33,33 +32,23 @@ from .menus import refresh
 from .picking import Picking
 from .regions import see_through
 from .results import METADATA_KEY
-from .review import COLOURS, ORDERS, Review
+from .review import Review
+from .review_form import ACTIONS, ReviewForm
 from .segment_widget import SegmentWidget
 from .settings import preferences
-from .status import as_status, sentence
 
 if TYPE_CHECKING:
     import napari
 
+    from cdal_engine.corrections.answer import Answer
     from cdal_engine.corrections.export import Colours
 
-__all__ = ["ACTIONS", "ReviewWidget"]
+__all__ = ["ReviewWidget"]
 
 _KEEP = 2000  # milliseconds between versions
-# Name, text, key and what it does; no key is one of napari's own for Labels layers.
-ACTIONS = (
-    ("accept", "Accept", "A", "It is right as it is; on to the next that is not reviewed."),
-    ("delete", "Delete", "D", "It is no object; on to the next."),
-    ("next", "Next", "N", "On to the next object."),
-    ("previous", "Back", "Shift-N", "Back to the object before."),
-    ("merge", "Merge", "G", "Then click the other object: both become one."),
-    ("split", "Split", "S", "Then click two points inside: it is cut between them."),
-    ("redraw", "Redraw", "R", "Napari's brush with its number; 1 erases, 6 ends painting."),
-    ("undo", "Undo", "U", "Take the last step back, of the brush, too (Ctrl-Z)."),
-)
 
 
-class ReviewWidget(Container[Widget]):
+class ReviewWidget(ReviewForm):
     """Choose labels and a region, step through its objects, and correct them.
 
     Parameters
@@ -68,7 +57,6 @@ class ReviewWidget(Container[Widget]):
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
-        super().__init__(labels=False)
         self._viewer = napari_viewer
         self.copy: CorrectedCopy | None = None
         self.review: Review | None = None
@@ -76,60 +64,13 @@ class ReviewWidget(Container[Widget]):
         self._data: Any = None  # of the source: a slider of the Segment widget replaces them
         self._table: CorrectedTable | None = None
         self._picking: Picking | None = None
-        self.source = ComboBox(label="Labels", choices=self._choices)
-        self.scope = ComboBox(label="Region", choices=self._scopes)
-        self.scope.tooltip = "What is opened for correction, as a part of its own in memory."
-        self.open_button = PushButton(text="Open region")
-        self.order = ComboBox(label="Order", choices=ORDERS)
-        self.order.tooltip = "disagreement: lowest agreement first, then lowest score."
-        self.colours = ComboBox(label="Colour by", choices=COLOURS)
-        self.actions = {name: _button(f"{text}  [{key}]", tip) for name, text, key, tip in ACTIONS}
-        self.progress = ProgressBar(min=0, max=1, value=0)
-        self.reviewed_button = _button("Region is reviewed", "All of it is right now: save, close.")
-        self.close_button = _button("Close region", "Save; some of it is still to be reviewed.")
-        self.export_button = _button("Export…", "Table, outlines and labels, corrections included.")
-        self.status = Label(value="")
-        self.learning = LearnPage(preferences(), lambda: self.copy, self._on_model)
-        self._lay_out()
+        self.learning = LearnPage(preferences(), self._kept, self._on_model)
+        super().__init__(self._choices, self._scopes, self.learning)
         self._connect()
         self._timer = QTimer(self.native)
         self._timer.setInterval(_KEEP)
         self._timer.timeout.connect(self._keep)
         self._show()
-
-    # -- what it looks like -----------------------------------------------------------------------
-
-    def _lay_out(self) -> None:
-        status = self.status.native
-        as_status(status)
-        self.progress.native.setTextVisible(False)
-        rows = QFormLayout()
-        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        for field in (self.source, self.scope):
-            rows.addRow(field.label, field.native)
-            menu = field.native  # long names must not widen the dock
-            menu.setSizeAdjustPolicy(menu.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            menu.setMinimumContentsLength(10)
-        rows.addRow(self.open_button.native)
-        for field in (self.order, self.colours):
-            rows.addRow(field.label, field.native)
-        grid = QGridLayout()
-        for i, button in enumerate(self.actions.values()):
-            grid.addWidget(button.native, i // 2, i % 2)
-        rows.addRow(grid)
-        rows.addRow(self.progress.native)
-        ends = QGridLayout()
-        ends.addWidget(self.reviewed_button.native, 0, 0)
-        ends.addWidget(self.close_button.native, 0, 1)
-        ends.addWidget(self.export_button.native, 1, 0, 1, 2)
-        rows.addRow(ends)
-        rows.addRow(status)
-        page = QWidget()
-        page.setLayout(rows)
-        self.tabs = QTabWidget()
-        self.tabs.addTab(page, "Review")
-        self.tabs.addTab(self.learning, "Learn")
-        self.native.layout().addWidget(self.tabs)
 
     def _connect(self) -> None:
         self.source.changed.connect(self._on_labels)
@@ -179,16 +120,13 @@ class ReviewWidget(Container[Widget]):
             button.enabled = review is not None
         for field in (self.source, self.scope, self.open_button):
             field.enabled = review is None
-        self.export_button.enabled = self.copy is not None and review is None
+        self.export_button.enabled = review is None
         if review is None:
             return
         done, every = review.progress
         self.progress.max, self.progress.value = max(every, 1), done
         prompt = self._picking.prompt if self._picking is not None else ""
-        self._say(prompt or f"{review.described()}{done} of {every} reviewed.")
-
-    def _say(self, text: str) -> None:
-        self.status.value = sentence(text)
+        self.say(prompt or f"{review.described()}{done} of {every} reviewed.")
 
     def _told(self, do: Callable[[], None]) -> Callable[..., None]:
         """Have what goes wrong said, here and as napari's message."""
@@ -197,7 +135,7 @@ class ReviewWidget(Container[Widget]):
             try:
                 do()
             except CdalError as error:
-                self._say(str(error))
+                self.say(str(error))
                 show_error(str(error))
 
         return told
@@ -207,6 +145,8 @@ class ReviewWidget(Container[Widget]):
     def _on_labels(self, *_: object) -> None:
         self.scope.reset_choices()
         if self.source.value is not self._source and self.review is None:
+            if self.copy is not None:
+                self.say("")  # it was about another
             self._release()
 
     def _on_order(self, order: str) -> None:
@@ -221,7 +161,8 @@ class ReviewWidget(Container[Widget]):
         """Open the chosen region, and the corrected copy before it."""
         layer = self.source.value
         check_reviewable(layer)
-        notes = self._take_copy(layer)
+        held = self.copy is not None and self._data is layer.data and self._source is layer
+        notes = "" if held else self._take_copy(layer, answer_of(layer))
         assert self.copy is not None
         box = box_of(self._viewer, layer, self.scope.value, self.copy.regions(reviewed=True))
         if corrected_name(layer) in self._viewer.layers:
@@ -233,14 +174,11 @@ class ReviewWidget(Container[Widget]):
         self._timer.start()
         self._show()
         if notes:
-            self._say(f"{notes} {self.status.value}")
+            self.say(f"{notes} {self.status.value}")
 
-    def _take_copy(self, layer: Labels) -> str:
+    def _take_copy(self, layer: Labels, answer: Answer) -> str:
         """Hold the corrected copy of a layer; what is to be said about it."""
-        if self.copy is not None and self._data is layer.data and self._source is layer:
-            return ""
         self._release()
-        answer = answer_of(layer)
         self.copy = CorrectedCopy(copy_folder(layer, answer), answer)
         self._source, self._data = layer, layer.data
         self._table = CorrectedTable(layer, self.copy)
@@ -255,13 +193,22 @@ class ReviewWidget(Container[Widget]):
             )
         return " ".join(notes)
 
+    def _kept(self) -> CorrectedCopy | None:
+        """The corrected copy that is held, or that of the chosen labels, if there is one."""
+        layer = self.source.value
+        if self.copy is None and layer is not None and layer.ndim == 2:
+            answer = answer_of(layer)
+            if (copy_folder(layer, answer) / RECORD).is_file():
+                self._take_copy(layer, answer)
+        return self.copy
+
     def _bind(self, review: Review) -> None:
         """Keys of the region's layer, and clicks on it."""
         for name, _, key, _ in ACTIONS:
             review.layer.bind_key(key, self._told(self._does(name)))
         review.layer.bind_key("Control-Z", self._told(review.undo), overwrite=True)
         review.layer.bind_key("Control-Shift-Z", self._told(review.redo), overwrite=True)
-        self._picking = Picking(review, self._say, self._told)
+        self._picking = Picking(review, self.say, self._told)
 
     def _does(self, name: str) -> Callable[[], None]:
         def act() -> None:
@@ -301,7 +248,7 @@ class ReviewWidget(Container[Widget]):
         self._on_labels()  # the source may have gone meanwhile
         self._show()
         count = len(copy.regions(reviewed=True))
-        self._say(
+        self.say(
             f"Saved in {copy.folder}. {count} region{'s' * (count != 1)} reviewed, "
             f"{len(copy.touched)} objects touched."
         )
@@ -322,6 +269,8 @@ class ReviewWidget(Container[Widget]):
     # -- export -----------------------------------------------------------------------------------
 
     def _choose_export(self) -> None:
+        if self._kept() is None:
+            raise CdalError("nothing was corrected yet", "open a region first")
         folder = QFileDialog.getExistingDirectory(self.native, "Folder for the corrected results")
         if folder:
             self.export(Path(folder))
@@ -331,7 +280,7 @@ class ReviewWidget(Container[Widget]):
         if self.copy is None or self._source is None:
             return
         self.export_button.enabled = False
-        self._say("Exporting…")
+        self.say("Exporting…")
         colours = colours_of(self._viewer, self._source)
         worker = create_worker(_exported, self.copy, folder, colours, _start_thread=False)
         worker.finished.connect(self._show)
@@ -340,7 +289,7 @@ class ReviewWidget(Container[Widget]):
 
     def _on_exported(self, said: tuple[bool, str]) -> None:
         failed, text = said
-        self._say(text)
+        self.say(text)
         if failed:
             show_error(text)
 
@@ -378,10 +327,3 @@ def _exported(copy: CorrectedCopy, folder: Path, colours: Colours | None) -> tup
     except CdalError as error:
         return True, str(error)
     return False, f"Exported into {folder}."
-
-
-def _button(text: str, tooltip: str) -> PushButton:
-    """A button that leaves the keys to the canvas."""
-    button = PushButton(text=text, tooltip=tooltip)
-    button.native.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return button

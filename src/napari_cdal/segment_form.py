@@ -101,6 +101,7 @@ class SegmentForm:
         self.threshold.tooltip = "Probability above which a pixel belongs to an object."
         self.min_area = FloatSlider(label="Smallest object", min=0, max=100, step=0.5)
         self.min_area.tooltip = "µm², or pixels where their size is unknown."
+        self.threshold.enabled = self.min_area.enabled = False
         self.about = QLabel()  # what the model is for
         self.about.setWordWrap(True)
         self.about.setTextFormat(Qt.TextFormat.PlainText)
@@ -183,7 +184,8 @@ class SegmentForm:
             self.steps.value = self.config.diffusion.steps
             self.model.tooltip = describe(self.config)
             self.about.setText(describe(self.config))
-            self.show_cut(self.config, enabled=False)
+            if not self.threshold.enabled:  # else they are of a result
+                self.show_cut(self.config, enabled=False)
             self.mpp.enabled = self.config.image.mpp is not None
             self._on_steps()  # the same steps of another model
 

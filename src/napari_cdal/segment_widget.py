@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
 from napari.layers import Shapes
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeySequence
@@ -26,6 +25,7 @@ from .planes import full_resolution
 from .regions import see_through
 from .settings import preferences
 from .shown import ShownRun
+from .sliders import EDITED, Sliders
 from .status import as_status, sentence
 from .summary import found
 from .worker import Run, start
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["SegmentWidget"]
 
 _POLL = 200  # milliseconds between looks at a run's progress
-_EDITED = "The labels were edited and stay as they are (run again for others)"
 _BAR = 1000  # steps of the progress bar
 _LATER = 200  # milliseconds: a window that moves is looked at once it rests
 
@@ -65,12 +64,13 @@ class SegmentWidget(Container[Widget]):
         self._worker: Any = None
         self._outcome = ""
         self._shown = ShownRun(napari_viewer)
+        self._before = self._shown  # shown again if nothing comes of a run
         self._seen: dict[int, Answer] = {}  # answers that were given to `_shown`
-        self._cutter: Any = None  # the worker that decodes anew
         self._objects: ObjectsWidget | None = None
         self._dock: Any = None  # of the objects
         self._chosen = Chosen(napari_viewer, folders, chosen)
         self.form = self._chosen.form
+        self.sliders = Sliders(self.form, self._say)
         self.run_button = _button("Run", "Ctrl+Return")
         self.cancel_button = _button("Cancel", "Ctrl+.")
         self.cancel_button.enabled = False
@@ -109,8 +109,6 @@ class SegmentWidget(Container[Widget]):
         form.scope.changed.connect(self._on_scope)
         for field in (form.mpp, form.samples, form.steps, form.wanted["steps"]):
             field.changed.connect(self._show_hint)
-        for slider in (self.form.threshold, self.form.min_area):
-            slider.changed.connect(self._on_cut)
         self.run_button.changed.connect(self._on_run)
         self.cancel_button.changed.connect(self._on_cancel)
         self.more_button.changed.connect(self._on_more)
@@ -200,7 +198,7 @@ class SegmentWidget(Container[Widget]):
         if self.running:
             return
         if self._shown.edited:
-            self._say(_EDITED)
+            self._say(EDITED)
             return
         self._start(lambda: self._chosen.more(self._shown.answers), self._shown)
 
@@ -219,9 +217,8 @@ class SegmentWidget(Container[Widget]):
         worker.finished.connect(self._on_finished)
         self._run, self._worker = run, worker
         self._outcome = ""
-        self._shown, self._seen, self._cutter = shown, {}, None
-        for slider in (self.form.threshold, self.form.min_area):
-            slider.enabled = False
+        self._before, self._shown, self._seen = self._shown, shown, {}
+        self.sliders.rest()
         self._set_running(True)
         self._show_progress()
         self._timer.start()
@@ -274,14 +271,12 @@ class SegmentWidget(Container[Widget]):
         run, self._run = self._run, None
         if run is None:
             return
-        self._set_running(False)
         self.progress.max, self.progress.value = 1, 0
-        answers = self._shown.answers
-        for answer in answers.values():
-            self.form.show_cut(answer.config, enabled=answer.segmentation.mean is not None)
-        self._say(
-            " ".join(filter(None, (self._outcome, found(run.job, answers), self._moved(run))))
-        )
+        said = self._outcome, found(run.job, self._shown.answers), self._moved(run)
+        if not self._shown.answers:
+            self._shown = self._before
+        self._set_running(False)
+        self._say(" ".join(filter(None, (*said, self.sliders.follow(self._shown)))))
 
     def _moved(self, run: Run) -> str:
         """What became of the image meanwhile."""
@@ -291,41 +286,6 @@ class SegmentWidget(Container[Widget]):
         if plane.layer not in self._viewer.layers:
             return "The image's layer is gone: placed where it was."
         return ""
-
-    def _on_cut(self, *_: object) -> None:
-        """Decode the kept maps anew, and once more if the sliders went on meanwhile."""
-        if self.running or self._cutter is not None or not self._shown.present:
-            return
-        if self._shown.edited:
-            self._say(_EDITED)
-            return
-        wanted = (self.form.threshold.value, self.form.min_area.value)
-        worker = create_worker(self._shown.recut, *wanted, _start_thread=False)
-
-        def show(cut: dict[int, Answer]) -> None:
-            if self._cutter is not worker:  # closed, or another run began
-                return
-            if self._shown.edited:  # meanwhile
-                self._say(_EDITED)
-                return
-            for part, answer in cut.items():
-                self._shown.show(part, answer)
-            while self._shown.add_next():
-                pass
-            job = next(iter(cut.values())).job
-            self._say(found(job, cut))
-
-        def again() -> None:
-            if self._cutter is not worker:
-                return
-            self._cutter = None
-            if wanted != (self.form.threshold.value, self.form.min_area.value):
-                self._on_cut()
-
-        worker.returned.connect(show)
-        worker.finished.connect(again)
-        self._cutter = worker
-        worker.start()
 
     def add_model(self, name: str, folder: Path) -> None:
         """Offer a model that was made meanwhile."""
@@ -360,7 +320,8 @@ class SegmentWidget(Container[Widget]):
 
     def _abandon(self, *_: object) -> None:
         """Let a running worker stop unheard: this widget is going away."""
-        worker, self._worker, self._cutter = self._worker, None, None
+        worker, self._worker = self._worker, None
+        self.sliders.stop()
         run, self._run = self._run, None
         self._shown.clear()
         for moved in self._moves:

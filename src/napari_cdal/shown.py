@@ -9,7 +9,7 @@ import numpy as np
 from napari.layers import Labels, Layer
 
 from .planes import placement
-from .results import LayerData, layer_data
+from .results import METADATA_KEY, LayerData, layer_data
 
 if TYPE_CHECKING:
     import napari
@@ -105,7 +105,8 @@ class ShownRun:
     def _insert(self, layer: Layer, siblings: dict[str, Layer], source: Layer) -> None:
         """Labels come first, on top of all; each map is put below its run's other layers.
 
-        What the user works on stays selected; labels take the place of their image.
+        What the user works on stays selected; labels take the place of their image, and of the
+        labels of an earlier run that nobody paints on.
         """
         every = self._viewer.layers
         active = every.selection.active
@@ -114,8 +115,8 @@ class ShownRun:
         seen = camera.center, camera.zoom
         every.insert(min(present, default=len(every)), layer)
         camera.center, camera.zoom = seen  # napari shows all again when a slider is added
-        if isinstance(layer, Labels) and active == source:  # may be proxies
-            active = layer
+        if isinstance(layer, Labels) and (active == source or _is_earlier(active, layer)):
+            active = layer  # compared by ==: they may be proxies
         every.selection.active = active
 
     def _mine(self) -> list[Layer]:
@@ -150,3 +151,11 @@ class ShownRun:
             found = decoded(answer.segmentation, config, answer.colours)
             cut[part] = replace(answer, segmentation=found, config=config)
         return cut
+
+
+def _is_earlier(active: Layer | None, layer: Labels) -> bool:
+    """Whether a layer has labels that were made of the same image, and is not being painted on."""
+    if not isinstance(active, Labels) or active.mode != "pan_zoom":
+        return False
+    old, new = (each.metadata.get(METADATA_KEY, {}) for each in (active, layer))
+    return bool(old) and old.get("source") == new.get("source")

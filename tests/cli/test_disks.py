@@ -67,7 +67,7 @@ def test_a_full_disk_stops_in_a_line_and_goes_on_later(
     assert ended.code == 1, ended
     (line,) = (line for line in ended.err.splitlines() if line.startswith("stopped: "))
     assert "No space left on device" in line
-    assert "make space, then run the same command to go on" in line
+    assert "make space, then do the same again" in line
     assert "Traceback" not in ended.err
     assert int(ended.out.split(" segmented")[0]) in (1, 2, 3)
     ballast.unlink()

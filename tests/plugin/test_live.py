@@ -248,22 +248,54 @@ def test_the_sliders_act_on_the_kept_map(
     handle.setFocus()
     for _ in range(5):
         qtbot.keyClick(handle, Qt.Key.Key_Left)
-    qtbot.waitUntil(lambda: widget._cutter is None, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
     assert form.threshold.value < 0.5
     answer = widget._shown.answers[0]
     config = answer.config.with_decoding(threshold=form.threshold.value)
     expected = targets.decode(answer.segmentation.mean, config, 0.25)
     np.testing.assert_array_equal(labels.data, expected)
     form.min_area.value = 50
-    qtbot.waitUntil(lambda: widget._cutter is None, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
     assert (labels.features["area_um2"] >= 50).all()
     assert len(labels.features) < before
     labels.data[:20, :20] = 999  # the user's own work
     mine = labels.data.copy()
     form.threshold.value = 0.8
-    qtbot.waitUntil(lambda: widget._cutter is None, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
     assert "edited" in widget.status.value
+    assert form.threshold.value == pytest.approx(config.decode.threshold)  # what they are made with
     np.testing.assert_array_equal(labels.data, mine)
+
+
+def test_the_sliders_stay_with_the_result_until_there_is_another(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8], tiny_model: Path
+) -> None:
+    viewer.add_image(np.tile(tile, (6, 5, 1)), name="tile", rgb=True)
+    widget = docked(viewer)
+    form = widget.form
+    widget.add_model("other", tiny_model)
+    run(widget, qtbot)
+    first = viewer.layers["labels: tile, tiny"]
+    assert viewer.layers.selection.active is first
+    form.threshold.value = 0.4
+    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
+    form.model.value = "other"
+    assert (form.threshold.enabled, form.threshold.value) == (True, 0.4)
+    widget.run_button.native.click()
+    assert not form.threshold.enabled
+    widget.cancel_button.native.click()
+    wait(widget, qtbot)
+    assert "Nothing was added" in widget.status.value
+    form.model.value = "tiny"
+    before = first.data
+    form.threshold.value = 0.6
+    qtbot.waitUntil(lambda: first.data is not before, timeout=30_000)
+    assert "are the model's again" in run(widget, qtbot)
+    second = viewer.layers["labels: tile, tiny #2"]
+    assert viewer.layers.selection.active is second
+    second.mode = "paint"  # who paints goes on painting
+    assert "are the model's" not in run(widget, qtbot)
+    assert viewer.layers.selection.active is second
 
 
 @pytest.fixture

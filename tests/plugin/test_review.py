@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from qtpy.QtWidgets import QWidget
 from skimage.draw import disk
 
 from napari_cdal.corrected_table import CorrectedTable
-from napari_cdal.review_widget import ACTIONS, ReviewWidget
+from napari_cdal.corrections import answer_of, copy_folder
+from napari_cdal.review_form import ACTIONS
+from napari_cdal.review_widget import ReviewWidget
 
 pytestmark = pytest.mark.gui
 
@@ -317,6 +320,56 @@ def test_regions_closed_one_by_one_give_the_table_of_all_at_once(viewer: Any) ->
     table = shown.features.set_index("index")
     assert len(changed) >= 4
     assert [table.area_px[n] for n in changed] == [(shown.data == n).sum() for n in changed]
+
+
+def test_a_reviewed_region_stays_reviewed_until_it_is_changed(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    widget.reviewed_button.native.click()
+    assert widget.copy is not None
+    for change, count in ((lambda: None, 1), (lambda: press(viewer, qtbot, "D"), 0)):
+        widget.open_button.native.click()
+        qtbot.wait(50)
+        change()
+        widget.close_button.native.click()
+        assert len(widget.copy.regions(reviewed=True)) == count
+
+
+def test_a_restart_learns_and_exports_without_a_region_open(
+    viewer: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    add_labels(viewer)
+    widget = docked(viewer)
+    assert "Nothing was corrected" in learning_says(widget, tmp_path)
+    widget.open_button.native.click()
+    widget.reviewed_button.native.click()
+    viewer.window.remove_dock_widget(widget.native)
+    other = docked(viewer)
+    assert other.copy is None
+    assert "images with labels in" in learning_says(other, tmp_path / "data")
+    assert other.copy is not None
+    other.export(tmp_path / "results")
+    qtbot.waitUntil(lambda: (tmp_path / "results" / "objects.csv").exists())
+
+
+def learning_says(widget: ReviewWidget, folder: Path) -> str:
+    widget.learning.export(folder)
+    return str(widget.learning.status.text())
+
+
+def test_results_that_must_not_be_written_to_are_corrected_elsewhere(
+    viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = add_labels(viewer)
+    answer = answer_of(layer)
+    layer.metadata["cdal"]["folder"] = str(tmp_path)
+    assert copy_folder(layer, answer) == tmp_path / "corrected"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    elsewhere = copy_folder(layer, answer)
+    assert tmp_path not in elsewhere.parents
+    assert elsewhere == copy_folder(layer, answer)  # found again
+    (tmp_path / "corrected").mkdir()  # begun when it could be written to
+    assert copy_folder(layer, answer) == tmp_path / "corrected"
 
 
 def test_a_removed_layer_and_a_closed_widget_lose_nothing(viewer: Any, qtbot: Any) -> None:

@@ -87,7 +87,7 @@ def test_more_keep_the_threshold_and_what_was_painted(
     widget = docked(viewer)
     run(widget, qtbot)
     widget.form.threshold.value = 0.4
-    qtbot.waitUntil(lambda: widget._cutter is None, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
     widget.more_button.native.click()
     wait(widget, qtbot)
     assert widget.form.threshold.value == pytest.approx(0.4)

@@ -125,7 +125,7 @@ def test_what_is_shown_follows_an_image_that_is_moved(
     labels = viewer.layers["labels: a, tiny"]
     labels.translate = (7, 8)
     widget.form.threshold.value = 0.3
-    qtbot.waitUntil(lambda: widget._cutter is None, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=PATIENCE)
     np.testing.assert_array_equal(labels.translate, (7, 8))
 
 

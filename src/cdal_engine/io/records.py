@@ -52,12 +52,12 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise DiskFull(
                 f"cannot write results here: {os.strerror(error.errno)}",
-                "make space, then run the same command to go on",
+                "make space, then do the same again",
                 path,
             ) from None
         raise CdalError(
             f"cannot write results here: {error.strerror or error}",
-            "check space and rights, or choose another folder with -o",
+            "check space and rights, or choose another folder",
             path,
         ) from None
 
