@@ -14,7 +14,15 @@ from cdal_engine.config import MAX_SAMPLES, ModelConfig, read_model_config
 from cdal_engine.errors import CdalError
 
 from .jobs import Answer, Job
-from .planes import Plane, check, check_memory, check_shown, enlargement, plane_of
+from .planes import (
+    Plane,
+    check,
+    check_memory,
+    check_shown,
+    check_volume_memory,
+    enlargement,
+    plane_of,
+)
 from .regions import Region, in_view, of_shapes, whole
 from .results import METADATA_KEY
 from .segment_form import MPP_STEP, VOLUME, SegmentForm
@@ -121,6 +129,7 @@ class Chosen:
                     "the steps of a whole volume are not kept",
                     "untick Each step, or segment the slice shown",
                 )
+            check_volume_memory(plane, self.form.samples.value, preferences().memory_gb)
             return plane, config, ()
         dims = self._viewer.dims
         if dims.ndisplay != 2 or tuple(dims.displayed) != (dims.ndim - 2, dims.ndim - 1):
@@ -132,11 +141,11 @@ class Chosen:
         if plane.is_volume and config.takes_volumes:
             check_slice(plane, config)
         regions = self._regions(plane)
-        larger = enlargement(self.form.mpp.value or None, config.image)
+        grain = plane.grain(self._mpp, config.image)
         samples = self.form.samples.value
         kept = self.form.steps.value if self._keeps_steps else 0
         for region in regions:
-            check_memory(plane.name, region.size, larger, samples, preferences().memory_gb, kept)
+            check_memory(plane.name, region.size, grain, samples, preferences().memory_gb, kept)
         return plane, config, regions
 
     @property
@@ -191,14 +200,14 @@ class Chosen:
             )
         job, added = next(iter(kept.values())).job, self.form.samples.value
         config = next(iter(kept.values())).config
-        larger = enlargement(job.mpp, config.image)
+        grain = job.plane.grain(job.mpp, config.image)
         steps = job.steps if "steps" in job.wanted else 0
         for answer in kept.values():
             count = answer.facts["samples"] + added
             if count > MAX_SAMPLES:
                 raise CdalError(f"{count} samples: {MAX_SAMPLES} are the most", "add fewer")
-            size = answer.segmentation.labels.shape
-            check_memory(job.plane.name, size, larger, count, preferences().memory_gb, steps)
+            size = answer.region.size if answer.region else job.plane.size
+            check_memory(job.plane.name, size, grain, count, preferences().memory_gb, steps)
         return replace(job, samples=added, kept=kept)
 
     def add_model(self, name: str, folder: Path) -> None:

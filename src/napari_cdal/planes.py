@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cdal_engine.config import MAX_MEGAPIXELS
 from cdal_engine.errors import CdalError
 from cdal_engine.io.colour import over_white
+from cdal_engine.io.levels import Level, best_level, levels_of
 
 from .sources import SOURCE_KEY
 
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 # Memory for each pixel, for each of each sample, and for each of each kept step of a sample: what
 # the engine's process has of an answer, and here the one before beside it.
 _BYTES, _SAMPLE_BYTES, _STEP_BYTES = 120, 15, 16
+_VOXEL_BYTES, _VOXEL_SAMPLE_BYTES = 110, 5  # the same of a volume
 
 __all__ = [
     "Plane",
     "check",
     "check_memory",
     "check_shown",
+    "check_volume_memory",
     "enlargement",
     "full_resolution",
     "in_micrometres",
@@ -104,6 +107,19 @@ class Plane:
     def is_volume(self) -> bool:
         """Whether it is one of a stack of grayscale planes."""
         return len(self.index) == 1 and not self.rgb
+
+    def level_for(self, mpp: float | None, config: ImageConfig) -> tuple[int, Level]:
+        """Index of the level to read for a model, and the level."""
+        axis = -3 if self.rgb else -2
+        shapes = [(int(n[axis]), int(n[axis + 1])) for n in (data.shape for data in self.levels)]
+        levels = levels_of(shapes, mpp)
+        index = best_level(levels, mpp, config.mpp)
+        return index, levels[index]
+
+    def grain(self, mpp: float | None, config: ImageConfig) -> float:
+        """Pixels along one of the layer's that a model makes work for: read, or of its own grid."""
+        _, level = self.level_for(mpp, config)
+        return max(1 / level.step, enlargement(mpp, config))
 
     def read(
         self, level: int = 0, box: tuple[slice, ...] | None = None, neighbours: int = 0
@@ -285,7 +301,7 @@ def check_shown(plane: Plane) -> None:
 
 
 def check_memory(
-    name: str, size: tuple[int, ...], larger: float, samples: int, memory_gb: float, steps: int = 0
+    name: str, size: tuple[int, ...], grain: float, samples: int, memory_gb: float, steps: int = 0
 ) -> None:
     """Refuse a region that would not fit in memory.
 
@@ -295,15 +311,15 @@ def check_memory(
         Of the layer.
     size : tuple of int
         (H, W) of the region, in pixels.
-    larger : float
-        See `enlargement`.
+    grain : float
+        See `Plane.grain`.
     samples : int
     memory_gb : float
         What the user allows.
     steps : int
         How many of each sample are kept.
     """
-    megapixels = math.prod(size) * max(larger, 1.0) ** 2 / 1e6
+    megapixels = math.prod(size) * grain**2 / 1e6
     needed = megapixels * (_BYTES + (_SAMPLE_BYTES + _STEP_BYTES * steps) * samples) / 1000
     if megapixels > MAX_MEGAPIXELS or needed > memory_gb:
         raise CdalError(
@@ -311,4 +327,15 @@ def check_memory(
             f"of memory; the limit is {memory_gb:.0f} GB and {MAX_MEGAPIXELS} megapixels",
             f"{'untick Each step, ' if steps else ''}segment the current view or regions, run "
             "`cdal batch` on the file, or change the limit in Preferences",
+        )
+
+
+def check_volume_memory(plane: Plane, samples: int, memory_gb: float) -> None:
+    """Refuse a volume that would not fit in memory."""
+    needed = math.prod(plane.data.shape) * (_VOXEL_BYTES + _VOXEL_SAMPLE_BYTES * samples) / 1e9
+    if needed > memory_gb:
+        raise CdalError(
+            f"{plane.name!r}: its voxels take {needed:.0f} GB of memory; the limit is "
+            f"{memory_gb:.0f} GB",
+            "segment the slice shown, take fewer samples, or change the limit in Preferences",
         )

@@ -1,4 +1,4 @@
-"""Reader of slides, volumes and results folders; other images stay with napari's own readers."""
+"""Reader of slides, volumes, results and annotations; napari reads the other images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
 
 
 def read(path: Paths) -> list[LayerData]:
-    """Read a slide, a volume or a results folder into layers.
+    """Read a slide, a volume, a results folder or QuPath's annotations into layers.
 
     What keeps it from being read is shown as a notification, with what can be done.
     """
@@ -51,6 +51,10 @@ def read(path: Paths) -> list[LayerData]:
             from .results_folder import results_layers
 
             return results_layers(one.parent if one.name == RUN else one)
+        if one.suffix.lower() == ".geojson":
+            from .annotations import areas
+
+            return areas(one)
         return _layers(one)
     except CdalError as error:
         show_error(str(error.at(one)))

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cdal_engine.io.levels import Level, best_level, levels_of
-
 from .live import Options
 from .volumes import Turn, turn_of
 
@@ -67,7 +65,7 @@ def read(job: Job, region: Region, segmenter: Segmenter, first_sample: int = 0) 
     from cdal_engine.volume import volume_limits
 
     config, plane = segmenter.model.config, job.plane
-    index, level = _level(job, config.image)
+    index, level = plane.level_for(job.mpp, config.image)
     shape, step = level.shape, level.step
     starts = [min(int(s.start / step), n - 1) for s, n in zip(region.box, shape, strict=True)]
     rows, columns = (  # of the smallest shape one pixel
@@ -104,15 +102,6 @@ def read(job: Job, region: Region, segmenter: Segmenter, first_sample: int = 0) 
     )
     corner = rows.start * step, columns.start * step
     return Seen(image, box, options, colours, step, corner, turn)
-
-
-def _level(job: Job, config: ImageConfig) -> tuple[int, Level]:
-    """Index of the level to read for the model, and the level."""
-    axis = -3 if job.plane.rgb else -2
-    shapes = [(int(n[axis]), int(n[axis + 1])) for n in (data.shape for data in job.plane.levels)]
-    levels = levels_of(shapes, job.mpp)
-    index = best_level(levels, job.mpp, config.mpp)
-    return index, levels[index]
 
 
 def _colours(

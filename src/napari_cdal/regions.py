@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from .planes import Plane
 
-__all__ = ["Region", "in_view", "of_shapes", "see_through", "whole"]
+__all__ = ["EDGE", "FILL", "Region", "in_view", "of_shapes", "see_through", "whole"]
 
 _PLAIN = "white", "#777777ff"  # fill and edge of shapes in a new layer of napari's
-_FILL, _EDGE = "#ffffff26", "black"
+FILL, EDGE = "#ffffff26", "black"
 _CORNERS = 64  # of the polygon that stands for an ellipse
 _AREAS = {"rectangle", "polygon", "ellipse"}
 _WAYS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])  # from a window's middle to its corners
@@ -119,8 +119,8 @@ def see_through(shapes: Shapes) -> None:
     """
     now = str(shapes.current_face_color), str(shapes.current_edge_color)
     if now == _PLAIN and (shapes.face_color == 1).all():
-        shapes.face_color, shapes.edge_color = _FILL, _EDGE
-        shapes.current_face_color, shapes.current_edge_color = _FILL, _EDGE
+        shapes.face_color, shapes.edge_color = FILL, EDGE
+        shapes.current_face_color, shapes.current_edge_color = FILL, EDGE
 
 
 def _outlines(plane: Plane, shapes: Shapes) -> Iterator[tuple[int, NDArray[np.float64]]]:

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from cdal_engine.config import ImageConfig
 from cdal_engine.errors import CdalError
 from cdal_engine.io.colour import over_white
-from napari_cdal.planes import check, check_memory, check_shown, enlargement, placement, plane_of
+from napari_cdal.planes import (
+    check,
+    check_memory,
+    check_shown,
+    check_volume_memory,
+    enlargement,
+    placement,
+    plane_of,
+)
 
 RGB = ImageConfig(channels=3)
 GRAY = ImageConfig(channels=1, mean=(0.5,), std=(0.2,))
@@ -161,13 +169,30 @@ def test_what_would_not_fit_in_memory_is_refused(
     size: tuple[int, int], mpp: float, gigabytes: int, fits: bool
 ) -> None:
     def run() -> None:
-        check_memory("slide", size, enlargement(mpp, RGB), 5, gigabytes)
+        check_memory("slide", size, max(enlargement(mpp, RGB), 1), 5, gigabytes)
 
     if fits:
         run()
     else:
         with pytest.raises(CdalError, match=r"'slide': .* megapixels at the model's resolution"):
             run()
+
+
+def test_of_a_pyramid_the_level_that_is_read_counts() -> None:
+    levels = [np.zeros((n, n, 3), np.uint8) for n in (400, 200, 100)]
+    plane = plane_of(Image(levels, rgb=True, multiscale=True), (0, 0))
+    one = plane_of(Image(levels[0], rgb=True), (0, 0))
+    for mpp, of_pyramid, of_one in ((0.25, 1, 1), (0.125, 0.5, 1), (0.0625, 0.25, 1), (0.5, 2, 2)):
+        assert plane.grain(mpp, RGB) == pytest.approx(of_pyramid)
+        assert one.grain(mpp, RGB) == pytest.approx(of_one)
+
+
+def test_a_volume_that_would_not_fit_in_memory_is_refused() -> None:
+    voxels = np.broadcast_to(np.float32(0), (300, 512, 512))
+    plane = plane_of(Image(voxels, name="CT", contrast_limits=(0, 1)), (0, 0, 0))
+    check_volume_memory(plane, 5, 11)
+    with pytest.raises(CdalError, match=r"'CT': its voxels take 11 GB .* slice shown"):
+        check_volume_memory(plane, 5, 8)
 
 
 @pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")

@@ -13,6 +13,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from napari.layers import Shapes
 from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
 from PIL import Image
@@ -21,7 +22,9 @@ from cdal_engine.cli import app
 from cdal_engine.io.discovery import open_source
 from cdal_engine.samples import HE_MPP, he_path, mri_path, slide_path
 from napari_cdal.open_dialog import open_dialog
+from napari_cdal.planes import plane_of
 from napari_cdal.readers import get_reader
+from napari_cdal.regions import of_shapes
 from napari_cdal.sources import ras_affine, volume_placement
 
 from .test_manifest import MANIFEST
@@ -249,3 +252,37 @@ def test_the_menu_opens_a_pyramid_in_a_tiff(viewer: Any, monkeypatch: pytest.Mon
     open_dialog(viewer)
     (layer,) = viewer.layers
     assert layer.multiscale
+
+
+def test_the_menu_opens_a_dicom_series_once(
+    viewer: Any, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shared_data / "dicom" / "Study1_13_HCropVolume"
+    files = sorted(map(str, folder.iterdir()))
+    assert len(files) > 1
+    monkeypatch.setattr(
+        "napari_cdal.open_dialog.QFileDialog.getOpenFileNames",
+        lambda *_: ([*files, str(slide_path())], ""),
+    )
+    open_dialog(viewer)
+    assert sorted(layer.ndim for layer in viewer.layers) == [2, 3]
+
+
+def test_annotations_lie_on_the_image(viewer: Any, tmp_path: Path) -> None:
+    image = viewer.add_image(np.zeros((60, 80, 3), np.uint8), scale=(0.5, 0.5), translate=(7, 3))
+    viewer.add_image(np.zeros((5, 60, 80)), name="a stack")
+    ring = [[10, 20], [30, 20], [30, 50], [10, 50], [10, 20]]
+    hole = [[12, 22], [14, 22], [14, 24], [12, 22]]
+    path = tmp_path / "areas.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring, hole]}))
+    (shapes,) = opened(viewer, path)
+    assert any("holes are left out" in message for message in messages())
+    assert isinstance(shapes, Shapes)
+    (region,) = of_shapes(plane_of(image, viewer.dims.point), shapes)
+    assert region.box == (slice(20, 50), slice(10, 30))
+    path.write_text(json.dumps([{"type": "Polygon", "coordinates": [ring]}] * 5001))
+    before = len(viewer.layers)
+    opened(viewer, path)
+    assert "5001 outlines" in messages()[-1]
+    assert "open the labels" in messages()[-1]
+    assert len(viewer.layers) == before
