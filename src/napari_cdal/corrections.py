@@ -47,6 +47,7 @@ __all__ = [
 
 EDGE = 512  # pixels of a region that is suggested
 _LARGEST = 16e6  # pixels that are edited at once
+_WARPED = (np.uint8, np.uint16, np.int16, np.float32, np.float64)  # types that OpenCV takes
 _DOUBTFUL, _VIEW, _ALL = "doubtful", "view", "all"
 
 
@@ -230,7 +231,7 @@ def placed_at(layer: Labels, box: Box) -> dict[str, Any]:
 
 
 def picture_of(viewer: napari.viewer.Viewer, layer: Labels, box: Box) -> NDArray[np.generic] | None:
-    """Pixels of the image below a box, on the grid of the labels; None if it is not there.
+    """Pixels of the image below a box, on the grid of the labels; None where there is no image.
 
     Raises
     ------
@@ -244,9 +245,11 @@ def picture_of(viewer: napari.viewer.Viewer, layer: Labels, box: Box) -> NDArray
     corners = np.array([[s.start, s.stop] for s in box], float).T - 0.5
     low, high = (np.asarray(image.world_to_data(layer.data_to_world(at))) + 0.5 for at in corners)
     size = tuple(s.stop - s.start for s in box)
+    pixel = (high - low) / size
+    if (low < -pixel).any() or (high > np.array(plane.size) + pixel).any():
+        return None  # it lies elsewhere
     steps = [plane.size[0] / level.shape[0] for level in plane.levels]
-    wanted = float((high - low)[0]) / size[0]
-    level = max(i for i, step in enumerate(steps) if step <= max(wanted * 1.01, 1.0))
+    level = max(i for i, step in enumerate(steps) if step <= max(pixel[0] * 1.01, 1.0))
     low, high = low / steps[level], high / steps[level]
     scale = (high - low) / size
     limits = plane.levels[level].shape[:2]
@@ -254,6 +257,8 @@ def picture_of(viewer: napari.viewer.Viewer, layer: Labels, box: Box) -> NDArray
         np.clip(at, 0, limits).astype(int) for at in (np.floor(low) - 1, np.ceil(high) + 1)
     )
     pixels: NDArray[Any] = plane.read(level, tuple(map(slice, start.tolist(), stop.tolist())))
+    if pixels.dtype not in _WARPED:
+        pixels = pixels.astype(np.float32)
     # To a fraction of a pixel, and what the labels' grid reaches beyond the image as its edge.
     shift = low - start + scale / 2 - 0.5
     way = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -267,18 +272,28 @@ def colours_of(viewer: napari.viewer.Viewer, layer: Labels) -> Colours | None:
     image = _image_of(viewer, layer)
     if image is None or not image.rgb or full_resolution(image).dtype != np.uint8:
         return None
-    return lambda box: np.asarray(picture_of(viewer, layer, box), np.uint8)
+
+    def colours(box: Box) -> NDArray[np.uint8]:
+        picture = picture_of(viewer, layer, box)
+        if picture is None:
+            raise CdalError(
+                f"the image {image.name!r} does not lie below all of the labels",
+                "move it back, or remove it to do without colours",
+            )
+        return np.asarray(picture, np.uint8)
+
+    return colours
 
 
 def _image_of(viewer: napari.viewer.Viewer, layer: Labels) -> Image | None:
-    """The image that labels are of: the one named in them, else the only one of the file's."""
+    """The image that labels are of: that of the name they tell; if they tell none, the only one."""
     images = [
         each
         for each in viewer.layers
         if isinstance(each, Image) and METADATA_KEY not in each.metadata and each.ndim == 2
     ]
-    named = [each for each in images if each.name == _facts(layer).get("source")]
-    found = named or images
+    name = _facts(layer).get("source")
+    found = [each for each in images if name in (None, each.name)]
     return found[0] if len(found) == 1 else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from .worker import Errand, start
 __all__ = ["LearnPage"]
 
 _POLL = 200  # milliseconds between looks at how far it is
+_FIRST = "Reading the regions, and judging the model as it is…"
 
 
 class Learning(Errand):
@@ -94,6 +96,7 @@ class LearnPage(QWidget):
         self._preferences, self._copy, self._on_model = preferences, copy, on_model
         self._learning: Learning | None = None
         self._worker: Any = None
+        self._begun = 0.0
         self.model = ComboBox(label="Start from", choices=self._models)
         self.name = LineEdit(label="New model", value="my-nuclei")
         self.minutes = SpinBox(label="Minutes, at most", value=8, min=1, max=600)
@@ -167,7 +170,8 @@ class LearnPage(QWidget):
         self._learning, self._worker = learning, worker
         self.curve.clear()
         self._set_running(True)
-        self._say("Reading the regions, and judging the model as it is…")
+        self._begun = time.monotonic()
+        self._say(_FIRST)
         self._timer.start()
         worker.start()
 
@@ -203,6 +207,8 @@ class LearnPage(QWidget):
             self.curve.add(row)
             if self.stop_button.enabled and "dice" not in row:
                 self._say(f"Step {row['step']:.0f}, {row['progress']:.0%}.")
+        if self.stop_button.enabled and not self.curve.losses:
+            self._say(f"{_FIRST} {time.monotonic() - self._begun:.0f} s.")
 
     def _on_returned(self, result: Learned | str) -> None:
         self._look()

@@ -16,6 +16,7 @@ from napari.qt.threading import create_worker
 from napari.utils.theme import get_theme
 from pandas.api.types import is_numeric_dtype
 from qtpy.QtCore import QModelIndex, Qt, QTimer
+from qtpy.QtGui import QResizeEvent
 from qtpy.QtWidgets import QSizePolicy, QSplitter
 
 from .histograms import Histograms
@@ -65,7 +66,9 @@ class ObjectsWidget(Container[Widget]):
         self.title.native.setTextFormat(Qt.TextFormat.PlainText)
         self.title.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.append(self.title)
-        parts = QSplitter(Qt.Orientation.Horizontal)
+        parts = _Parts()
+        # As high as the dock: napari fills one at a side up with nothing otherwise.
+        parts.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         parts.addWidget(self.table)
         parts.addWidget(self.histograms)
         parts.setStretchFactor(0, 3)
@@ -267,6 +270,16 @@ class ObjectsWidget(Container[Widget]):
             for event, slot in self._slots(layer):
                 event.disconnect(slot)
             layer.mouse_drag_callbacks.remove(self._on_press)
+
+
+class _Parts(QSplitter):
+    """Table and histograms: side by side where there is room, else one above the other."""
+
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
+        """Follow a dock that is moved from the bottom to a side."""
+        wide = self.width() > self.height()
+        self.setOrientation(Qt.Orientation.Horizontal if wide else Qt.Orientation.Vertical)
+        super().resizeEvent(event)
 
 
 def _label_at(layer: Labels, position: tuple[float, float]) -> int:

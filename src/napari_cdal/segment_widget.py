@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
 from napari.layers import Shapes
-from napari.utils.notifications import show_error
+from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeySequence
 
@@ -315,6 +315,8 @@ class SegmentWidget(Container[Widget]):
 
     def _on_parent(self, parent: object) -> None:
         if parent is None:
+            if self.running and self._shown.answers:
+                show_info("Segment was closed: its layers show what was finished until then.")
             self._shown.hold(False)
             self._abandon()
 

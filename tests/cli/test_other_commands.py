@@ -117,7 +117,7 @@ def test_fine_tuning_says_what_it_was_worth(cdal: Callable, data: Path, tiny_mod
     ended = cdal("train", data, "-o", "few", *options, "--device", "cpu")
     assert ended.code == 0, ended
     assert "3 images, each held out in turn" in ended.out
-    assert "held-out images, before -> after: dice 0." in ended.out
+    assert "held-out images, before -> after: dice (which decides) 0." in ended.out
     assert "is the model as it was" in ended.out
     assert Path("few/best/model.safetensors").exists()
     assert Path("few/best/CARD.md").read_text() == "# Old"

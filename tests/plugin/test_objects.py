@@ -138,6 +138,16 @@ def test_the_table_follows_what_is_painted(viewer: Any, qtbot: Any) -> None:
     assert layer.features["score"].isna().tolist() == [True, True, False]
 
 
+def test_a_narrow_dock_has_the_histograms_below(viewer: Any, qtbot: Any) -> None:
+    spots(viewer)
+    widget = ObjectsWidget(viewer)
+    dock = viewer.window.add_dock_widget(widget, name="Objects", area="right")
+    viewer.window.resize(900, 950)
+    qtbot.waitUntil(lambda: widget.histograms.pos().y() > widget.table.height() // 2)
+    viewer.window._qt_window.addDockWidget(Qt.DockWidgetArea.BottomDockWidgetArea, dock)
+    qtbot.waitUntil(lambda: widget.histograms.pos().x() > widget.table.width() // 2)
+
+
 def test_tables_of_others_are_shown_or_left(viewer: Any) -> None:
     layer = spots(viewer)
     layer.features = layer.features.assign(grade=["b", None, "a"])

@@ -16,8 +16,9 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QWidget
 from skimage.draw import disk
 
+from cdal_engine.errors import CdalError
 from napari_cdal.corrected_table import CorrectedTable
-from napari_cdal.corrections import answer_of, copy_folder
+from napari_cdal.corrections import answer_of, colours_of, copy_folder, picture_of
 from napari_cdal.review_form import ACTIONS
 from napari_cdal.review_widget import ReviewWidget
 
@@ -355,6 +356,28 @@ def test_a_restart_learns_and_exports_without_a_region_open(
 def learning_says(widget: ReviewWidget, folder: Path) -> str:
     widget.learning.export(folder)
     return str(widget.learning.status.text())
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.uint32, np.float16, np.float64])
+def test_the_picture_of_a_region_is_of_its_own_image(viewer: Any, dtype: Any) -> None:
+    layer = add_labels(viewer, scale=(0.5, 0.5))
+    box = (slice(10, 60), slice(20, 90))
+    image, right = viewer.layers["tile"], viewer.layers["tile"].data[box]
+    values = (np.random.default_rng(0).random((120, 130)) * 200).astype(dtype)
+    viewer.layers.remove(image)
+    other = viewer.add_image(values, name="other", scale=(0.5, 0.5))
+    assert picture_of(viewer, layer, box) is None
+    other.name = "tile"
+    np.testing.assert_array_equal(picture_of(viewer, layer, box), values[box])
+    other.translate = (40, 0)
+    assert picture_of(viewer, layer, box) is None
+    viewer.layers.remove(other)
+    viewer.add_layer(image)
+    np.testing.assert_array_equal(picture_of(viewer, layer, box), right)
+    assert colours_of(viewer, layer) is not None
+    image.translate = (500, 500)
+    with pytest.raises(CdalError, match="does not lie below"):
+        colours_of(viewer, layer)(box)  # type: ignore[misc]
 
 
 def test_results_that_must_not_be_written_to_are_corrected_elsewhere(

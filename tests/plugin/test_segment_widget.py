@@ -207,6 +207,20 @@ def test_closing_the_dock_stops_the_run(
     assert names(viewer) == ["large"]
 
 
+def test_closing_the_dock_says_what_the_layers_are(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(np.tile(tile, (12, 20, 1)), name="large", rgb=True)
+    widget = docked(viewer)
+    widget.run_button.native.click()
+    qtbot.waitUntil(lambda: "labels: large, tiny" in viewer.layers, timeout=PATIENCE)
+    viewer.window.remove_dock_widget(widget.native)
+    assert "what was finished" in notification_manager.records[-1].message
+    labels = viewer.layers["labels: large, tiny"]
+    assert labels.editable
+    assert set(labels.features["index"]) == set(np.unique(labels.data)) - {0}
+
+
 def test_closing_the_viewer_stops_the_run(
     viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
 ) -> None:

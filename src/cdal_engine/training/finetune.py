@@ -71,7 +71,8 @@ class Outcome:
     def __str__(self) -> str:
         names = dict.fromkeys((self.score, "dice", "aji", "pq"))
         changes = (
-            f"{name} {self.before[name]:.4f} -> {self.after[name]:.4f}"
+            f"{name}{' (which decides)' * (name == self.score)} "
+            f"{self.before[name]:.4f} -> {self.after[name]:.4f}"
             for name in names
             if name in self.before and name in self.after
         )
