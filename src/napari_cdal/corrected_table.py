@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from napari.layers import Labels
+import pandas as pd
 from numpy.typing import NDArray
 
 from cdal_engine.corrections.corrected import CorrectedCopy
@@ -24,13 +24,13 @@ class CorrectedTable:
 
     Parameters
     ----------
-    source : napari.layers.Labels
-        The labels that were corrected, with their table.
+    table : DataFrame
+        Of the labels that were corrected, as they were then.
     copy : CorrectedCopy
     """
 
-    def __init__(self, source: Labels, copy: CorrectedCopy) -> None:
-        self._source, self._copy = source, copy
+    def __init__(self, table: pd.DataFrame, copy: CorrectedCopy) -> None:
+        self._table, self._copy = table, copy
         self._rows: dict[str, tuple[Box, list[Row]]] = {}  # by region: what was read, and found
 
     def after(self, closed: Box) -> Any:
@@ -38,7 +38,7 @@ class CorrectedTable:
 
         What a person changed has no score or agreement: those were of other outlines.
         """
-        table = self._source.features
+        table = self._table
         changed = self._copy.changed
         if "index" not in table or not changed:
             return table

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from napari.layers import Image, Labels, Shapes
 from numpy.typing import NDArray
 
@@ -43,10 +44,12 @@ __all__ = [
     "picture_of",
     "placed_at",
     "scopes",
+    "shown_corrections",
 ]
 
 EDGE = 512  # pixels of a region that is suggested
 _LARGEST = 16e6  # pixels that are edited at once
+_LARGEST_ID = 4_000_000_000  # what is drawn gets numbers above
 _WARPED = (np.uint8, np.uint16, np.int16, np.float32, np.float64)  # types that OpenCV takes
 _DOUBTFUL, _VIEW, _ALL = "doubtful", "view", "all"
 
@@ -84,7 +87,10 @@ def answer_of(layer: Labels) -> Answer:
         return of_results(Path(facts["folder"]))
     import pyarrow as pa
 
-    labels = np.asarray(full_resolution(layer)).astype(np.uint32)
+    labels = np.asarray(full_resolution(layer))
+    if labels.size and (labels.min() < 0 or labels.max() > _LARGEST_ID):
+        raise CdalError(f"labels below 0 or above {_LARGEST_ID}", "renumber them first")
+    labels = labels.astype(np.uint32)
     columns = columns_of(layer)
     ids = np.unique(labels)
     ids = ids[ids > 0]
@@ -118,11 +124,15 @@ def columns_of(layer: Labels) -> dict[int, tuple[float, float, str]]:
     table = layer.features
     if "index" not in table:
         return {}
-    nothing = [np.nan] * len(table)
-    columns = [table.get(name, nothing) for name in ("agreement", "score")]
+    nothing = pd.Series(np.nan, table.index)
+    index, *columns = (
+        pd.to_numeric(table.get(name, nothing), errors="coerce")
+        for name in ("index", "agreement", "score")
+    )
     kinds = table.get("class", ["object"] * len(table))
-    rows = zip(table["index"], *columns, kinds, strict=True)
-    return {int(label): (float(a), float(s), str(kind)) for label, a, s, kind in rows}
+    rows = zip(index, *columns, kinds, strict=True)  # another program's table may say anything
+    known = ((label, row) for label, *row in rows if np.isfinite(label))
+    return {int(label): (float(a), float(s), str(kind)) for label, (a, s, kind) in known}
 
 
 def copy_folder(layer: Labels, answer: Answer) -> Path:
@@ -220,8 +230,10 @@ def _doubtful(layer: Labels, size: tuple[int, int]) -> list[Box]:
     table = layer.features
     if not {"y", "x", "agreement", "score"} <= set(table):
         raise CdalError("the labels have no table with agreement", "choose the current view")
-    y, x = (np.asarray(table[name], float) + 0.5 for name in ("y", "x"))
-    doubt = 1 - table["agreement"].fillna(table["score"]).to_numpy(float)
+    columns = (table["y"], table["x"], table["agreement"].fillna(table["score"]))
+    y, x, certain = (pd.to_numeric(column, errors="coerce").to_numpy(float) for column in columns)
+    known = np.isfinite(y) & np.isfinite(x)
+    y, x, doubt = y[known] + 0.5, x[known] + 0.5, np.nan_to_num(1 - certain[known])
     return regions_by_disagreement(y, x, doubt, size, EDGE)
 
 
@@ -305,6 +317,16 @@ def corrected_name(source: Labels) -> str:
     return f"corrected: {source.name.removeprefix('labels: ')}"
 
 
+def shown_corrections(viewer: napari.viewer.Viewer, source: Labels) -> Labels | None:
+    """The layer that shows corrected labels, if there is one: not another one of its name."""
+    for layer in viewer.layers:
+        facts = _facts(layer)
+        ours = isinstance(layer, Labels) and facts.get("what") == CORRECTED
+        if ours and layer.name == corrected_name(source) and facts.get("of") in (None, source.name):
+            return layer
+    return None
+
+
 def corrected_layer(
     viewer: napari.viewer.Viewer, source: Labels, copy: CorrectedCopy, features: Any
 ) -> Labels:
@@ -313,8 +335,8 @@ def corrected_layer(
     if copy.labels_path.suffix == ".zarr":
         data, _ = pyramid(copy.labels_path)
     name = corrected_name(source)
-    if name in viewer.layers:
-        layer = viewer.layers[name]
+    layer = shown_corrections(viewer, source)
+    if layer is not None:
         layer.data = data
         layer.features = features
     else:
@@ -323,7 +345,7 @@ def corrected_layer(
             name=name,
             multiscale=isinstance(data, list),
             features=features,
-            metadata={METADATA_KEY: _facts(source) | {"what": CORRECTED}},
+            metadata={METADATA_KEY: _facts(source) | {"what": CORRECTED, "of": source.name}},
             **placement(source, (0.0, 0.0)),
         )
         layer.contour = source.contour

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from magicgui.widgets import ComboBox, LineEdit, PushButton, SpinBox
+from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QWidget
@@ -257,14 +258,30 @@ class LearnPage(QWidget):
             self.export(Path(chosen))
 
     def export(self, folder: Path) -> None:
-        """Write the reviewed regions into `folder`, for `cdal train`."""
-        from cdal_engine.corrections.export import training_folder
-
+        """Write the reviewed regions into `folder`, for `cdal train`, in another thread."""
         try:
-            stems = training_folder(self._ready(), folder)
+            worker = create_worker(_exported, self._ready(), folder, _start_thread=False)
         except CdalError as error:
-            self._say(str(error))
-            show_error(str(error))
+            self._on_exported((True, str(error)))
             return
-        count = sum(len(each) for each in stems.values())
-        self._say(f"{count} images with labels in {folder}: cdal train {folder} --init MODEL")
+        self._say("Exporting…")
+        worker.returned.connect(self._on_exported)
+        worker.start()
+
+    def _on_exported(self, said: tuple[bool, str]) -> None:
+        failed, text = said
+        self._say(text)
+        if failed:
+            show_error(text)
+
+
+def _exported(copy: CorrectedCopy, folder: Path) -> tuple[bool, str]:
+    """Export; whether it failed, and what to say."""
+    from cdal_engine.corrections.export import training_folder
+
+    try:
+        stems = training_folder(copy, folder)
+    except CdalError as error:
+        return True, str(error)
+    count = sum(len(each) for each in stems.values())
+    return False, f"{count} images with labels in {folder}: cdal train {folder} --init MODEL"

@@ -13,7 +13,8 @@ from pandas.api.types import is_numeric_dtype
 __all__ = ["measured", "renewed"]
 
 _AXES = ("major_axis", "minor_axis")
-_SAME = 0.01  # pixels that a centroid may be off, part that an area may: they were rounded
+_AREAS = ("area_px", "area_um2")
+_OFF, _ROUNDED = 1e-3, 1e-6  # pixels that a centroid may be off; part that an area may
 
 
 def measured(
@@ -62,7 +63,11 @@ def measured(
 
 
 def renewed(
-    table: pd.DataFrame, labels: NDArray[np.integer], spacing: float | None, pixel: float = 1.0
+    table: pd.DataFrame,
+    labels: NDArray[np.integer],
+    spacing: float | None,
+    pixel: float = 1.0,
+    ours: bool = True,
 ) -> pd.DataFrame:
     """The table of labels as they are now.
 
@@ -75,38 +80,51 @@ def renewed(
     table : DataFrame
         Of a Labels layer, the label as `index`; returned as it is if it has no such column.
     labels : ndarray
-        (H, W) ids.
+        (H, W) ids; where some are no uint32, the table is returned as it is.
     spacing : float or None
         Micrometres per pixel.
     pixel : float
         As of `measured`.
+    ours : bool
+        Whether the table is known to be of this plugin; of another program's, where most rows do
+        not say what is measured here, nothing is changed.
     """
-    if "index" not in table:
+    if "index" not in table or not _are_ids(labels):
         return table
     found = pd.DataFrame(measured(labels, spacing, pixel)).set_index("index")
     old = table.drop_duplicates("index").set_index("index")
     both = old.index.intersection(found.index)
     same = both[_unchanged(old.loc[both], found.loc[both])]
-    if len(same) == len(old) == len(found):
+    whole = len(same) == len(old) == len(found)
+    if whole or not (ours or 2 * len(same) > len(old)):
         return table
     rows = old.loc[same].reindex(found.index)
     other = rows.index.difference(same)
     for name in _numbers(old, found.columns):
-        rows.loc[other, name] = found.loc[other, name].astype(rows[name].dtype)
+        rows[name] = rows[name].astype(np.float64)
+        rows.loc[other, name] = found.loc[other, name].astype(np.float64)
     if "class" in rows:
-        rows["class"] = old["class"].astype(str).reindex(found.index, fill_value="object")
+        rows["class"] = old["class"].astype(object).reindex(found.index).fillna("object")
     return rows.reset_index()[list(table.columns)]
 
 
+def _are_ids(labels: NDArray[np.integer]) -> bool:
+    most = np.iinfo(np.uint32).max
+    return not labels.size or bool(labels.min() >= 0 and labels.max() <= most)
+
+
 def _unchanged(old: pd.DataFrame, found: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which rows are of the outlines that were found, whatever unit their areas are in."""
+    """Which rows are of the outlines that were found."""
     same = np.ones(len(old), bool)
     for name in _numbers(old, ("y", "x")):
-        same &= (old[name] - found[name]).abs().to_numpy(float) < _SAME
-    for name in _numbers(old, ("area_px", "area_um2")):
-        ratio = old[name].to_numpy(float) / found["area_px"].to_numpy(float)
-        known = ratio[same & np.isfinite(ratio)]
-        same &= np.abs(ratio - np.median(known)) < _SAME * ratio if len(known) else False
+        same &= (old[name] - found[name]).abs().to_numpy(float) < _OFF
+    for name in _numbers(old, set(_AREAS) & set(found)):
+        area = old[name].to_numpy(float)
+        fits = np.isclose(area, found[name], rtol=_ROUNDED, atol=0)
+        if same.any() and not (same & fits).any():  # the layer's scale was changed since
+            ratio = area / found[name].to_numpy(float)
+            fits = np.isclose(ratio, np.median(ratio[same]), rtol=_ROUNDED, atol=0)
+        same &= fits
     return same
 
 

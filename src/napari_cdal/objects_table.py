@@ -48,8 +48,9 @@ class ObjectsModel(QAbstractTableModel):
         """(y, x) of an object's centroid in the layer's pixels; None where it is unknown."""
         if not {"y", "x"} <= set(self._names):
             return None
-        y, x = (float(self._columns[self._names.index(n)][self._order[row]]) for n in ("y", "x"))
-        return y, x
+        columns = (self._columns[self._names.index(name)] for name in ("y", "x"))
+        y, x = (pd.to_numeric(column[self._order[row]], errors="coerce") for column in columns)
+        return (float(y), float(x)) if np.isfinite([y, x]).all() else None
 
     def rowCount(self, parent: QModelIndex | None = None) -> int:
         """Objects; a row has no rows below it."""

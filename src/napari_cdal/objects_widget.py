@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from magicgui.widgets import Container, Label, Widget
 from napari.layers import Labels
-from napari.qt.threading import create_worker
 from napari.utils.theme import get_theme
 from pandas.api.types import is_numeric_dtype
 from qtpy.QtCore import QModelIndex, Qt, QTimer
 from qtpy.QtGui import QResizeEvent
 from qtpy.QtWidgets import QSizePolicy, QSplitter
 
+from .following import Following
 from .histograms import Histograms
-from .measured import renewed
 from .objects_table import ObjectsModel, ObjectsTable
-from .planes import full_resolution, spacing_of
-from .results import METADATA_KEY
+from .planes import full_resolution
 
 if TYPE_CHECKING:
     import napari
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["ObjectsWidget"]
 
 _FLASH = 500  # milliseconds
-_REST = 700  # milliseconds
 _NONE = "No table of objects: run Segment, open results, or select other labels."
 
 
@@ -53,11 +50,8 @@ class ObjectsWidget(Container[Widget]):
         self._moment.setSingleShot(True)
         self._moment.setInterval(_FLASH)
         self._moment.timeout.connect(self._show_all)
-        self._painted: Any = None  # labels that were measured last
-        self._rest = QTimer(self.native)  # the brush rests: what was painted is measured
-        self._rest.setSingleShot(True)
-        self._rest.setInterval(_REST)
-        self._rest.timeout.connect(self._measure)
+        self._follower = Following(self.native, self._show_renewed)
+        self._same_numbers = False  # as before, in newer features
         self._following = False  # whether the selection is being brought to the other side
         self.title = Label(value=_NONE)
         self.model = ObjectsModel()
@@ -77,6 +71,7 @@ class ObjectsWidget(Container[Widget]):
         selected = self.table.selectionModel()
         assert selected is not None
         selected.currentRowChanged.connect(self._on_row)
+        self.table.clicked.connect(self._on_row)  # of the same row, once more
         self.model.layoutChanged.connect(self._select_row)
         self._events: tuple[tuple[Any, Any], ...] = (
             (napari_viewer.layers.selection.events.active, self._choose),
@@ -114,6 +109,7 @@ class ObjectsWidget(Container[Widget]):
             old.mouse_drag_callbacks.remove(self._on_press)
         if layer is not None:
             layer.mouse_drag_callbacks.append(self._on_press)
+        self._follower.follow(layer)
         self._fill()
 
     def _slots(self, layer: Labels) -> tuple[tuple[Any, Any], ...]:
@@ -122,8 +118,8 @@ class ObjectsWidget(Container[Widget]):
             (events.features, self._renew),
             (events.selected_label, self._select_row),
             (events.name, self._name),
-            (events.paint, self._on_paint),
-            (events.set_data, self._on_paint),  # undone, or drawn anew for other reasons
+            (events.paint, self._follower.painted),
+            (events.set_data, self._follower.painted),  # undone, or drawn anew for other reasons
         )
 
     def _fill(self, *_: object) -> None:
@@ -141,12 +137,21 @@ class ObjectsWidget(Container[Widget]):
         self._name()
         self._select_row()
 
+    def _show_renewed(self, layer: Labels, features: Any) -> None:
+        """Show what was measured after painting: objects keep their numbers."""
+        self._same_numbers = True
+        layer.features = features
+        self._same_numbers = False
+
     def _renew(self, *_: object) -> None:
         """Show newer features; what was selected is found again by its place: ids may be new."""
         layer = self._layer
         if layer is None or layer.features is self._features:  # napari says so of new data, too
             return
         row = self.model.row(int(layer.selected_label))
+        if self._same_numbers:
+            self._fill()
+            return
         at = None if row is None else self.model.position(row)
         self._fill()
         if at is None:
@@ -156,42 +161,12 @@ class ObjectsWidget(Container[Widget]):
         else:
             self.table.clearSelection()
 
-    def _on_paint(self, *_: object) -> None:
-        self._rest.start()
-
-    def _measure(self) -> None:
-        """Have the table follow what was painted, in another thread."""
-        layer = self._layer
-        if layer is None or not _is_painted(layer):
-            return
-        spacing, pixel = spacing_of(layer), layer.metadata.get(METADATA_KEY, {}).get("pixel", 1.0)
-        if np.array_equal(layer.data, self._painted):
-            return
-        labels, table = layer.data.copy(), layer.features
-        self._painted = labels
-        worker = create_worker(
-            renewed,
-            table,
-            labels.reshape(labels.shape[-2:]),
-            None if spacing is None else spacing[0],
-            pixel,
-            _start_thread=False,
-        )
-
-        def show(found: Any) -> None:
-            current = self._layer
-            if current is layer and current.features is table and found is not table:
-                current.features = found
-
-        worker.returned.connect(show)
-        worker.start()
-
     def _name(self, *_: object) -> None:
         if self._layer is not None:
             count = self.model.rowCount()
             self.title.value = f"{count} object{'s' * (count != 1)} in {self._layer.name}"
 
-    def _on_row(self, current: QModelIndex, _: QModelIndex) -> None:
+    def _on_row(self, current: QModelIndex, *_: object) -> None:
         """Select the row's object in the image and bring it to the middle, alone for a moment."""
         layer = self._layer
         if layer is None or self._following or not current.isValid():
@@ -261,7 +236,7 @@ class ObjectsWidget(Container[Widget]):
     def _abandon(self, *_: object) -> None:
         """Listen no more: this widget is going away."""
         self._show_all()
-        self._rest.stop()
+        self._follower.follow(None)
         for emitter, act in self._events:
             emitter.disconnect(act)
         self._events = ()
@@ -288,13 +263,6 @@ def _label_at(layer: Labels, position: tuple[float, float]) -> int:
     size = data.shape[-2:]
     inside = (int(np.clip(round(p), 0, n - 1)) for p, n in zip(position, size, strict=True))
     return int(data[(*(0,) * (layer.ndim - 2), *inside)])
-
-
-def _is_painted(layer: Labels) -> bool:
-    """Whether it is one plane that a person can paint on, with a table."""
-    if layer.multiscale or not layer.editable or not _has_table(layer):
-        return False
-    return isinstance(layer.data, np.ndarray) and layer.data.size == np.prod(layer.data.shape[-2:])
 
 
 def _has_table(layer: Labels) -> bool:

@@ -69,10 +69,12 @@ class Picking:
     def _on_mouse(self, layer: Labels, event: Any) -> Iterator[None]:
         """A click, told from a drag, which moves the picture."""
         at, dragged = event.position, False
+        self._review.drawing = layer.mode != "pan_zoom"
         yield
         while event.type == "mouse_move":
             dragged = True
             yield
+        self._review.drawing = False
         if not dragged and layer.mode == "pan_zoom":
             y, x = (round(float(n)) for n in layer.world_to_data(at)[-2:])
             height, width = layer.data.shape

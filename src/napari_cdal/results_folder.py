@@ -9,6 +9,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import tifffile
 import zarr
@@ -22,6 +23,7 @@ from cdal_engine.io.records import read_run
 from cdal_engine.io.source import decoding
 from cdal_engine.io.zarr_images import check_metadata, level_arrays
 
+from .measured import renewed
 from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
 from .sources import source_layers
 
@@ -107,16 +109,23 @@ def _image(record: dict[str, Any]) -> list[LayerData]:
 def _corrected(folder: Path, record: dict[str, Any], others: list[LayerData]) -> list[LayerData]:
     """Labels that a person has corrected, in place of those they were made of.
 
-    What the table says of other outlines than these is left out.
+    What the table says of other outlines than these is measured anew, or of slides left out.
     """
     if not (folder / CORRECTED / RECORD).is_file():
         return []
     layers = _labels(folder, record, CORRECTED)
     changed = list(changed_objects(folder / CORRECTED))
-    for _, arguments, _ in layers:
-        table = arguments["features"]
-        same = ~np.isin(table["index"], changed) if table else None
-        arguments["features"] = {name: column[same] for name, column in table.items()}
+    for data, arguments, _ in layers:
+        table = pd.DataFrame(arguments["features"])
+        if not len(table):
+            continue
+        if arguments.get("multiscale"):  # too large to be measured here
+            table = table[~table["index"].isin(changed)]
+        else:
+            pixel = arguments["metadata"][METADATA_KEY]["pixel"]
+            mpp = arguments["scale"][-1] if record["mpp"] is not None else None
+            table = renewed(table, np.asarray(data), mpp, pixel)
+        arguments["features"] = table
     for _, arguments, kind in others if layers else ():
         if kind == "labels":
             arguments["visible"] = False

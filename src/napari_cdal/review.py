@@ -66,6 +66,8 @@ class Review:
         The region, to be painted on.
     current : int
         Label of the object under review; 0 for none.
+    drawing : bool
+        Whether a stroke of the brush is under way, which is to be one step by itself.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Review:
         self._past: deque[tuple[bool, Touched, Touched]] = deque(maxlen=_REMEMBERED)
         self._future: list[tuple[bool, Touched, Touched]] = []
         self._acting = False
+        self.drawing = False
         self._coloured_by = "object"
         self._unkept = False
         self._writer = ThreadPoolExecutor(1)
@@ -145,7 +148,7 @@ class Review:
         agreement, score, _ = self._columns.get(self.current, (np.nan, np.nan, ""))
         known = {"agreement": agreement, "score": score}
         facts = [f"{name} {value:.2f}" for name, value in known.items() if not np.isnan(value)]
-        return f"Object {self.current}: {', '.join(facts) or 'of a person'}. "
+        return f"Object {self.current}: {', '.join(facts) or 'no score is known'}. "
 
     def step(self, by: int) -> None:
         """Go on in the queue by 1, or back by -1; objects that are gone are passed over."""
@@ -182,7 +185,8 @@ class Review:
         ends = np.array([[s.start, s.stop - 1] for s in box], float).T
         low, high = (np.asarray(self.layer.data_to_world(end)) for end in ends)
         camera.center = tuple(((low + high) / 2).tolist())
-        shown = max(float(np.abs(high - low).max()), 1e-9) * camera.zoom
+        pixel = np.asarray(self.layer.data_to_world((1, 1))) - self.layer.data_to_world((0, 0))
+        shown = float((np.abs(high - low) + np.abs(pixel)).max()) * camera.zoom
         if not 20 <= shown <= 300:
             camera.zoom *= 60 / shown
 
@@ -228,7 +232,8 @@ class Review:
         }
         self._act(touched, part, new)
         after = self.queue.index(self.current) + 1 if self.current in self.queue else None
-        self.queue.insert(len(self.queue) if after is None else after, new)
+        if new not in self.queue:  # it is, where this was done before and undone
+            self.queue.insert(len(self.queue) if after is None else after, new)
         self._go(self.current)
 
     def redraw(self) -> None:
@@ -242,14 +247,18 @@ class Review:
         self, touched: Touched, where: NDArray[np.bool_] | None = None, value: int = 0
     ) -> None:
         """Do something that is one step of undo."""
+        if self.drawing:
+            raise CdalError("a stroke of the brush is under way", "release the mouse first")
         if where is not None and not where.any():
             where = None  # napari remembers no step that changes nothing
         before = dict(self._touched)
         self._touched |= {label: each | {"when": now()} for label, each in touched.items()}
         self._acting = True
-        if where is not None:
-            self.layer.data_setitem(np.nonzero(where), value)
-        self._acting = False
+        try:
+            if where is not None:
+                self.layer.data_setitem(np.nonzero(where), value)
+        finally:
+            self._acting = False
         self._remember(where is not None, before)
 
     def _on_paint(self, _: object = None) -> None:
@@ -269,14 +278,14 @@ class Review:
 
     def undo(self) -> None:
         """Take back the last step, be it of the brush or one of these."""
-        if self._past:
+        if self._past and not self.drawing:
             pixels, before, after = self._past.pop()
             self._future.append((pixels, before, after))
             self._back(pixels, before, self.layer.undo, set(after) ^ set(before))
 
     def redo(self) -> None:
         """Do what was taken back."""
-        if self._future:
+        if self._future and not self.drawing:
             pixels, before, after = self._future.pop()
             self._past.append((pixels, before, after))
             self._back(pixels, after, self.layer.redo, set(after) ^ set(before))

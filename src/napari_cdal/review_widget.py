@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Labels, Shapes
 from napari.qt.threading import create_worker
-from napari.utils.notifications import show_error
+from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog
 
@@ -24,8 +25,8 @@ from .corrections import (
     colours_of,
     copy_folder,
     corrected_layer,
-    corrected_name,
     scopes,
+    shown_corrections,
 )
 from .learn_page import LearnPage
 from .menus import refresh
@@ -62,8 +63,10 @@ class ReviewWidget(ReviewForm):
         self.review: Review | None = None
         self._source: Labels | None = None  # that `copy` is of
         self._data: Any = None  # of the source: a slider of the Segment widget replaces them
+        self._labels: Any = None  # of the answer, where they are in memory
         self._table: CorrectedTable | None = None
         self._picking: Picking | None = None
+        self._worker: Any = None  # copies a slide's labels, or exports
         self.learning = LearnPage(preferences(), self._kept, self._on_model)
         super().__init__(self._choices, self._scopes, self.learning)
         self._connect()
@@ -110,6 +113,9 @@ class ReviewWidget(ReviewForm):
 
     def reset_choices(self, *_: Any) -> None:
         """Follow the viewer's layers; napari calls it when one comes, goes or is renamed."""
+        for layer in self._viewer.layers:
+            if layer.metadata.get(METADATA_KEY, {}).get("what") == CORRECTED:
+                layer.editable = False  # it is written region by region
         refresh(self.source)
         refresh(self.scope)
 
@@ -119,8 +125,8 @@ class ReviewWidget(ReviewForm):
         for button in (*self.actions.values(), self.reviewed_button, self.close_button):
             button.enabled = review is not None
         for field in (self.source, self.scope, self.open_button):
-            field.enabled = review is None
-        self.export_button.enabled = review is None
+            field.enabled = review is None and self._worker is None
+        self.export_button.enabled = review is None and self._worker is None
         if review is None:
             return
         done, every = review.progress
@@ -161,27 +167,53 @@ class ReviewWidget(ReviewForm):
         """Open the chosen region, and the corrected copy before it."""
         layer = self.source.value
         check_reviewable(layer)
-        held = self.copy is not None and self._data is layer.data and self._source is layer
-        notes = "" if held else self._take_copy(layer, answer_of(layer))
+        notes = ""
+        if self.copy is None or self._data is not layer.data or self._source is not layer:
+            answer = answer_of(layer)
+            folder = copy_folder(layer, answer)
+            if isinstance(answer.labels, Path) and not (folder / RECORD).is_file():
+                self._copy_first(folder, answer)
+                return
+            notes = self._take_copy(layer, answer)
         assert self.copy is not None
         box = box_of(self._viewer, layer, self.scope.value, self.copy.regions(reviewed=True))
-        if corrected_name(layer) in self._viewer.layers:
-            self._viewer.layers[corrected_name(layer)].visible = False
+        shown = shown_corrections(self._viewer, layer)
+        if shown is not None:
+            shown.visible = False
         self.review = Review(self._viewer, layer, self.copy, box, self._show)
         self._bind(self.review)
         self.review.sort(self.order.value)
         self.review.colour(self.colours.value)
         self._timer.start()
         self._show()
+        if self._labels is not None and not np.array_equal(layer.data, self._labels):
+            show_warning(
+                f"What was painted on {layer.name!r} since it was made is not under review: "
+                "paint in the region that is open now."
+            )
         if notes:
             self.say(f"{notes} {self.status.value}")
+
+    def _copy_first(self, folder: Path, answer: Answer) -> None:
+        """Copy the labels of a slide, which takes long, in another thread; then open the region."""
+        worker = create_worker(_copied, folder, answer, _start_thread=False)
+
+        def end(failed: bool, text: str) -> None:
+            self.say(text)
+            if failed:
+                show_error(text)
+            else:
+                self._told(self._open)()
+
+        self._start(worker, end, "Copying the labels; those in the results stay as they are…")
 
     def _take_copy(self, layer: Labels, answer: Answer) -> str:
         """Hold the corrected copy of a layer; what is to be said about it."""
         self._release()
         self.copy = CorrectedCopy(copy_folder(layer, answer), answer)
         self._source, self._data = layer, layer.data
-        self._table = CorrectedTable(layer, self.copy)
+        self._labels = None if isinstance(answer.labels, Path) else answer.labels
+        self._table = CorrectedTable(layer.features.copy(), self.copy)
         self.learning.suggest(str(answer.facts.get("model", "")))
         notes = [f"Kept in {self.copy.folder}."]
         if self.copy.recovered is not None:
@@ -263,7 +295,7 @@ class ReviewWidget(ReviewForm):
         """Let others have the corrected copy."""
         if self.copy is not None:
             self.copy.close()
-        self.copy = self._source = self._data = self._table = None
+        self.copy = self._source = self._data = self._labels = self._table = None
         self._show()
 
     # -- export -----------------------------------------------------------------------------------
@@ -279,35 +311,50 @@ class ReviewWidget(ReviewForm):
         """Write table, outlines and labels into `folder`, in another thread."""
         if self.copy is None or self._source is None:
             return
-        self.export_button.enabled = False
-        self.say("Exporting…")
         colours = colours_of(self._viewer, self._source)
         worker = create_worker(_exported, self.copy, folder, colours, _start_thread=False)
-        worker.finished.connect(self._show)
-        worker.returned.connect(self._on_exported)
-        worker.start()
 
-    def _on_exported(self, said: tuple[bool, str]) -> None:
-        failed, text = said
+        def end(failed: bool, text: str) -> None:
+            self.say(text)
+            if failed:
+                show_error(text)
+
+        self._start(worker, end, "Exporting…")
+
+    def _start(self, worker: Any, end: Callable[[bool, str], None], text: str) -> None:
+        """Start what no region is to be opened beside; at its `end`, whether it failed, and why."""
+
+        def ended(said: tuple[bool, str]) -> None:
+            if self._worker is worker:  # not closed meanwhile
+                self._worker = None
+                self._show()
+                end(*said)
+
+        worker.returned.connect(ended)
+        worker.errored.connect(lambda error: ended((True, f"{type(error).__name__}: {error}")))
+        self._worker = worker
+        self._show()
         self.say(text)
-        if failed:
-            show_error(text)
+        worker.start()
 
     # -- the end ----------------------------------------------------------------------------------
 
     def _on_removed(self, event: Any) -> None:
         """Save a region whose layer was removed by hand."""
         if self.review is not None and event.value is self.review.layer:
-            self._told(lambda: self._close(reviewed=False))()
+            # Not now: napari may be about to remove the others that this would.
+            QTimer.singleShot(0, self._told(lambda: self._close(reviewed=False)))
 
     def _on_parent(self, parent: object) -> None:
         if parent is None:
+            self._worker = None
             self.learning.abandon()
             self._told(lambda: self._close(reviewed=False))()
             self._release()
 
     def _abandon(self, *_: object) -> None:
         """Save what is open: the viewer is going away."""
+        self._worker = None
         self.learning.abandon()
         review, copy = self.review, self.copy
         self.review = self.copy = None
@@ -316,6 +363,15 @@ class ReviewWidget(ReviewForm):
                 review.write(reviewed=False)
         if copy is not None:
             copy.close()
+
+
+def _copied(folder: Path, answer: Answer) -> tuple[bool, str]:
+    """Make a corrected copy; whether it failed, and why."""
+    try:
+        CorrectedCopy(folder, answer).close()
+    except CdalError as error:
+        return True, str(error)
+    return False, ""
 
 
 def _exported(copy: CorrectedCopy, folder: Path, colours: Colours | None) -> tuple[bool, str]:

@@ -149,13 +149,18 @@ class SegmentWidget(Container[Widget]):
         """Follow the chosen layer's resolution."""
         layer = self.form.image.value
         if layer is not self._chosen.layer:
-            for watched, act in ((self._chosen.layer, "disconnect"), (layer, "connect")):
-                for event in ("scale", "affine", "units") if watched is not None else ():
-                    getattr(getattr(watched.events, event), act)(self._fill_resolution)
+            self._watch("disconnect")
             self._chosen.layer = layer
+            self._watch("connect")
             refresh(self.form.scope)
             self._fill_resolution()
         self._show_hint()  # a rename keeps what was entered
+
+    def _watch(self, act: str) -> None:
+        """Connect to, or disconnect from, what tells of the chosen layer's resolution."""
+        layer = self._chosen.layer
+        for event in ("scale", "affine", "units") if layer is not None else ():
+            getattr(getattr(layer.events, event), act)(self._fill_resolution)
 
     def _fill_resolution(self, *_: object) -> None:
         """Fill micrometres per pixel from the layer, else from the model."""
@@ -330,7 +335,8 @@ class SegmentWidget(Container[Widget]):
             moved.disconnect(self._on_moved)
         if self._shapes is not None:
             self._shapes.events.data.disconnect(self._on_moved)
-        self._moves, self._shapes = (), None
+        self._watch("disconnect")
+        self._moves, self._shapes, self._chosen.layer = (), None, None
         if run is not None:
             run.abandon()
         if worker is not None:

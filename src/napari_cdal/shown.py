@@ -90,7 +90,8 @@ class ShownRun:
         self._follow(part, title, arguments)
         if isinstance(layer, Labels):
             layer.editable = not self._held
-            self._ours[part] = data.copy()
+            if layer in self._viewer.layers:
+                self._ours[part] = data.copy()
         return True
 
     def _follow(self, part: int, title: str, arguments: dict[str, Any]) -> None:
@@ -138,7 +139,7 @@ class ShownRun:
         return any(
             not np.array_equal(layers["labels"].data, self._ours[part])
             for part, layers in self._layers.items()
-            if "labels" in layers and part in self._ours
+            if layers.get("labels") in self._viewer.layers and part in self._ours
         )
 
     def recut(self, threshold: float, min_area: float) -> dict[int, Answer]:

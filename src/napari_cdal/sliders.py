@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from napari.qt.threading import create_worker
+from qtpy.QtCore import QTimer
 
 from .jobs import Answer
 from .segment_form import SegmentForm
@@ -81,12 +82,13 @@ class Sliders:
                 return
             for part, answer in cut.items():
                 shown.show(part, answer)
-            while shown.add_next():
-                pass
             self._say(found(next(iter(cut.values())).job, cut))
 
         def again() -> None:
             if self._worker is not worker:
+                return
+            if shown.add_next():  # a layer in a turn: the window is never busy for long
+                QTimer.singleShot(0, again)
                 return
             self._worker = None
             if wanted != self._wanted and not shown.edited:

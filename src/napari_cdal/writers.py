@@ -167,8 +167,8 @@ def _table(layer: Labels, labels: NDArray[np.uint32], spacing: float | None) -> 
     """The table of a layer's labels as they are now; nobody paints on a pyramid."""
     if layer.multiscale:
         return layer.features
-    pixel = layer.metadata.get(METADATA_KEY, {}).get("pixel", 1.0)
-    return renewed(layer.features, labels, spacing, pixel)
+    facts = layer.metadata.get(METADATA_KEY, {})
+    return renewed(layer.features, labels, spacing, facts.get("pixel", 1.0), bool(facts))
 
 
 def _properties(table: Any) -> list[dict[str, Any]]:

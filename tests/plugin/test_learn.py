@@ -82,14 +82,23 @@ def finished(widget: ReviewWidget, qtbot: Any) -> str:
     return str(widget.learning.status.text())
 
 
-def test_only_reviewed_regions_are_taught(viewer: Any, own: str, tmp_path: Path) -> None:
+def exported(widget: ReviewWidget, folder: Path, qtbot: Any) -> str:
+    status = widget.learning.status
+    widget.learning.export(folder)
+    qtbot.waitUntil(lambda: status.text() != "Exporting…")
+    return str(status.text())
+
+
+def test_only_reviewed_regions_are_taught(
+    viewer: Any, qtbot: Any, own: str, tmp_path: Path
+) -> None:
     widget = reviewed(viewer, own, 3)
     assert widget.copy is not None
     assert len(widget.copy.regions(reviewed=True)) == 3
     widget.scope.value = "all"
     widget.open_button.native.click()
     widget.close_button.native.click()  # opened, and not reviewed
-    widget.learning.export(tmp_path / "data")
+    exported(widget, tmp_path / "data", qtbot)
     pairs = find_pairs(tmp_path / "data")
     assert [pair.stem for pair in pairs] == ["region-1-1", "region-2-1", "region-3-1"]
     whole = viewer.layers["tile"].data
@@ -100,8 +109,7 @@ def test_only_reviewed_regions_are_taught(viewer: Any, own: str, tmp_path: Path)
         np.testing.assert_array_equal(
             labels, viewer.layers[f"labels: tile, {own}"].data[:, columns]
         )
-    widget.learning.export(tmp_path / "data")
-    assert "not empty" in widget.learning.status.text()
+    assert "not empty" in exported(widget, tmp_path / "data", qtbot)
 
 
 @pytest.mark.slow

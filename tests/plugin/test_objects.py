@@ -117,6 +117,7 @@ def test_the_selected_object_is_found_again_under_its_new_number(viewer: Any, qt
 
 def test_the_table_follows_what_is_painted(viewer: Any, qtbot: Any) -> None:
     layer = spots(viewer, scale=(0.5, 0.5), units=("um", "um"))
+    layer.metadata["cdal"] = {}
     table = layer.features.assign(area_um2=169 * 0.25)
     layer.features = table
     widget = docked_objects(viewer)

@@ -22,6 +22,8 @@ from napari_cdal.corrections import answer_of, colours_of, copy_folder, picture_
 from napari_cdal.review_form import ACTIONS
 from napari_cdal.review_widget import ReviewWidget
 
+from .test_learn import exported
+
 pytestmark = pytest.mark.gui
 
 PLACES = [(30, 30), (30, 80), (80, 30), (80, 80), (30, 95)]  # the last touches the second
@@ -314,7 +316,7 @@ def test_regions_closed_one_by_one_give_the_table_of_all_at_once(viewer: Any) ->
         shown = viewer.layers["corrected: strip, tiny"]
         assert list(shown.features["index"]) == ids(shown.data)
     assert widget.copy is not None
-    at_once = CorrectedTable(source, widget.copy).after((slice(0, 1), slice(0, 1)))
+    at_once = CorrectedTable(source.features, widget.copy).after((slice(0, 1), slice(0, 1)))
     for name, column in at_once.items():
         np.testing.assert_array_equal(shown.features[name], column)
     changed = sorted(widget.copy.changed & set(ids(shown.data)))
@@ -341,21 +343,16 @@ def test_a_restart_learns_and_exports_without_a_region_open(
 ) -> None:
     add_labels(viewer)
     widget = docked(viewer)
-    assert "Nothing was corrected" in learning_says(widget, tmp_path)
+    assert "Nothing was corrected" in exported(widget, tmp_path, qtbot)
     widget.open_button.native.click()
     widget.reviewed_button.native.click()
     viewer.window.remove_dock_widget(widget.native)
     other = docked(viewer)
     assert other.copy is None
-    assert "images with labels in" in learning_says(other, tmp_path / "data")
+    assert "images with labels in" in exported(other, tmp_path / "data", qtbot)
     assert other.copy is not None
     other.export(tmp_path / "results")
     qtbot.waitUntil(lambda: (tmp_path / "results" / "objects.csv").exists())
-
-
-def learning_says(widget: ReviewWidget, folder: Path) -> str:
-    widget.learning.export(folder)
-    return str(widget.learning.status.text())
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.uint32, np.float16, np.float64])
@@ -401,7 +398,7 @@ def test_a_removed_layer_and_a_closed_widget_lose_nothing(viewer: Any, qtbot: An
     assert widget.review is not None
     press(viewer, qtbot, "D")
     viewer.layers.remove(widget.review.layer)
-    assert widget.review is None
+    qtbot.waitUntil(lambda: widget.review is None)
     assert "under review" not in viewer.layers
     folder = widget.copy.folder if widget.copy else Path()
     widget.open_button.native.click()

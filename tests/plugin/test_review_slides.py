@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 from npe2 import PluginManifest
+from qtpy.QtTest import QTest
 from skimage.draw import disk
 
 from cdal_engine.batch.lock import LOCK
@@ -88,8 +89,14 @@ def docked(viewer: Any, folder: Path, scope: str = "doubtful") -> tuple[ReviewWi
     widget = ReviewWidget(viewer)
     viewer.window.add_dock_widget(widget, name="Review")
     widget.scope.value = scope
-    widget.open_button.native.click()
+    open_region(widget)
     return widget, labels
+
+
+def open_region(widget: ReviewWidget) -> None:
+    widget.open_button.native.click()
+    while widget.review is None and not widget.open_button.enabled:
+        QTest.qWait(20)  # the labels are copied
 
 
 def corrected(folder: Path) -> Any:
@@ -201,6 +208,7 @@ from napari_cdal.results_folder import results_layers
 from napari_cdal.corrections import picture_of
 from napari_cdal.review_widget import ReviewWidget
 from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication
 from napari.layers import Layer
 
 viewer = napari.Viewer(show=False)
@@ -210,6 +218,8 @@ widget = ReviewWidget(viewer)
 viewer.window.add_dock_widget(widget, name="Review")
 widget.scope.value = "doubtful"
 widget.open_button.native.click()
+while widget.review is None:
+    QApplication.processEvents()  # the labels are copied
 review = widget.review
 print(review.current, flush=True)
 review.delete()
@@ -270,7 +280,7 @@ def test_an_object_across_two_regions_stays_one(
     viewer.window.add_dock_widget(widget, name="Review")
     widget.scope.value = shapes
 
-    widget.open_button.native.click()
+    open_region(widget)
     review = widget.review
     assert review is not None, widget.status.value
     assert review.box == (slice(0, 480), slice(268, 468))

@@ -29,8 +29,8 @@ __all__ = ["Colours", "export", "pieces", "training_folder"]
 
 Colours = Callable[[Box], NDArray[np.uint8]]
 _TILE = 2048  # pixels of the grid that are measured at once
+_ENDS = ("y0", "x0", "y1", "x1")
 _PIECE = 512  # pixels of the largest training image
-_OTHER_SHAPE = ("drawn", "redrawn", "merged", "split")  # no score of the model's is of it
 _NAMES = ("objects.parquet", "objects.csv", "objects.geojson", RECORD)
 
 
@@ -104,12 +104,12 @@ def _measured(
     rows = pq.read_table(copy.folder / "answer.parquet").to_pydict()
     values = zip(rows["class"], rows["score"], rows["agreement"], strict=True)
     known = dict(zip(rows["label"], values, strict=True))
-    other = {n for n, each in copy.touched.items() if each["action"] in _OTHER_SHAPE}
+    other = copy.changed  # no score of the model's is of them
     labels = copy.labels
     empty = True
-    for owned, window in _windows(labels, copy.next_label):
+    for ids, window in _windows(labels):
         patch = labels[window]
-        patch = np.where(owned[patch], patch, np.uint32(0))
+        patch = np.where(np.isin(patch, ids), patch, np.uint32(0))
         objects = measure(
             patch, np.full(patch.shape, np.nan, np.float32), colours and colours(window)
         )
@@ -131,25 +131,27 @@ def _measured(
         yield nothing, objects | columns, (0, 0)
 
 
-def _windows(labels: Any, free: int) -> Iterator[tuple[NDArray[np.bool_], Box]]:
-    """Windows that hold whole the objects that start in a tile, and which those are, by label."""
-    low, high = np.full((2, free), np.iinfo(np.int64).max), np.zeros((2, free), np.int64)
+def _windows(labels: Any) -> Iterator[tuple[NDArray[np.uint32], Box]]:
+    """Labels of the objects that start in a tile, and a window that holds them whole."""
+    found = [np.empty((5, 0), np.int64)]
     for y in range(0, labels.shape[0], _TILE):
         for x in range(0, labels.shape[1], _TILE):
             part = labels[y : y + _TILE, x : x + _TILE]
-            places = np.nonzero(part)
-            ids = part[places]
-            for axis, (place, at) in enumerate(zip(places, (y, x), strict=True)):
-                np.minimum.at(low[axis], ids, place + at)
-                np.maximum.at(high[axis], ids, place + at + 1)
-    present = np.flatnonzero(high[0])
-    tiles = (low[:, present] // _TILE).T
+            objects = measure(part, np.zeros(part.shape, np.float32))
+            ends = [objects[name] + at for name, at in zip(_ENDS, (y, x, y, x), strict=True)]
+            found.append(np.array([objects["label"], *ends], np.int64))
+    ids, *ends = np.concatenate(found, axis=1)
+    present, number = np.unique(ids, return_inverse=True)
+    low, high = np.full((2, len(present)), np.iinfo(np.int64).max), np.zeros((2, len(present)), int)
+    for axis in range(2):
+        np.minimum.at(low[axis], number, ends[axis])
+        np.maximum.at(high[axis], number, ends[axis + 2])
+    tiles = (low // _TILE).T
     for tile in np.unique(tiles, axis=0):
-        here = present[(tiles == tile).all(axis=1)]
-        owned = np.zeros(free, bool)
-        owned[here] = True
+        here = (tiles == tile).all(axis=1)
         starts, stops = low[:, here].min(axis=1), high[:, here].max(axis=1)
-        yield owned, tuple(slice(int(a), int(b)) for a, b in zip(starts, stops, strict=True))
+        window = tuple(slice(int(a), int(b)) for a, b in zip(starts, stops, strict=True))
+        yield present[here].astype(np.uint32), window
 
 
 # -- to train with --------------------------------------------------------------------------------

@@ -57,7 +57,8 @@ class Versions:
     @property
     def numbers(self) -> list[int]:
         """Of the versions that there are, ascending."""
-        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.tif"))
+        paths = self._folder.glob("[0-9]*.tif")
+        return sorted(int(path.stem) for path in paths if path.stem.isdecimal())
 
     def keep(self, edit: Edit, number: int) -> None:
         """Write a version whole; the oldest beyond 20 go.
