@@ -118,13 +118,15 @@ def _unchanged(old: pd.DataFrame, found: pd.DataFrame) -> NDArray[np.bool_]:
     same = np.ones(len(old), bool)
     for name in _numbers(old, ("y", "x")):
         same &= (old[name] - found[name]).abs().to_numpy(float) < _OFF
+    fits = []
     for name in _numbers(old, set(_AREAS) & set(found)):
-        area = old[name].to_numpy(float)
-        fits = np.isclose(area, found[name], rtol=_ROUNDED, atol=0)
-        if same.any() and not (same & fits).any():  # the layer's scale was changed since
-            ratio = area / found[name].to_numpy(float)
-            fits = np.isclose(ratio, np.median(ratio[same]), rtol=_ROUNDED, atol=0)
-        same &= fits
+        ratio = old[name].to_numpy(float) / found[name].to_numpy(float)
+        fits.append(np.abs(ratio - 1) < _ROUNDED)
+        if same.sum() > 1 and not (same & fits[-1]).any():  # the layer's scale was changed since
+            unit = np.median(ratio[same])
+            fits.append(np.abs(ratio - unit) < _ROUNDED * unit)
+    if fits:
+        same &= np.any(fits, axis=0)
     return same
 
 

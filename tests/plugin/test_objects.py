@@ -139,6 +139,45 @@ def test_the_table_follows_what_is_painted(viewer: Any, qtbot: Any) -> None:
     assert layer.features["score"].isna().tolist() == [True, True, False]
 
 
+def test_the_brush_keeps_its_label_while_the_table_follows(viewer: Any, qtbot: Any) -> None:
+    layer = spots(viewer)
+    layer.metadata["cdal"] = {}
+    widget = docked_objects(viewer)
+    layer.mode, layer.selected_label, layer.brush_size = "paint", 7, 15
+    layer.data_setitem(np.nonzero(layer.data == 7), 9)  # where it was is another's now
+    layer.paint((20, 100), 7)
+    qtbot.waitUntil(lambda: np.isnan(layer.features.set_index("index").score[9]))
+    assert layer.selected_label == 7
+    (row,) = widget.table.selectionModel().selectedRows()
+    assert widget.model.label(row.row()) == 7
+
+
+def test_what_was_painted_before_it_was_looked_at_is_measured(viewer: Any, qtbot: Any) -> None:
+    layer, other = spots(viewer), spots(viewer)
+    for each in (layer, other):
+        each.metadata["cdal"] = {}
+    layer.data_setitem(np.nonzero(layer.data == 3), 0)
+    docked_objects(viewer)
+    viewer.layers.selection.active = other
+    other.data_setitem(np.nonzero(other.data == 9), 0)
+    viewer.layers.selection.active = layer  # before the brush has rested
+    qtbot.waitUntil(lambda: set(layer.features["index"]) == {7, 9})
+    viewer.layers.selection.active = other
+    qtbot.waitUntil(lambda: set(other.features["index"]) == {3, 7})
+
+
+def test_places_that_are_no_numbers_are_not_gone_to(viewer: Any, qtbot: Any) -> None:
+    layer = spots(viewer)
+    widget = docked_objects(viewer)
+    for nowhere in ([np.nan] * 3, ["a", "b", "c"]):
+        layer.features = layer.features.assign(y=nowhere)
+        centre = viewer.scene.camera.center
+        click_row(widget, qtbot, 1)
+        click_row(widget, qtbot, 2)
+        assert viewer.scene.camera.center == centre
+        assert layer.selected_label == 9
+
+
 def test_a_narrow_dock_has_the_histograms_below(viewer: Any, qtbot: Any) -> None:
     spots(viewer)
     widget = ObjectsWidget(viewer)

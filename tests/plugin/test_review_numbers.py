@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from napari.utils.notifications import notification_manager
 
 from cdal_engine.errors import CdalError
 from napari_cdal.review import Review
@@ -197,3 +200,83 @@ def test_the_area_of_a_large_corrected_object_is_all_of_it(viewer: Any) -> None:
     widget.close_button.native.click()
     shown = viewer.layers["corrected: large, tiny"]
     assert shown.features["area_px"][0] == (shown.data == 1).sum() == 400 * 2900 + 1
+
+
+def test_tables_of_others_and_any_labels_are_reviewed_or_refused(viewer: Any, qtbot: Any) -> None:
+    layer = add_labels(viewer)
+    layer.features = {"index": [1, np.nan, 3], "score": ["a", "0.5", None], "y": [1.0, 2.0, np.nan]}
+    widget = opened(viewer, qtbot)
+    assert widget.review is not None
+    assert widget.review.queue == [1, 2, 3, 4, 5]
+    widget.close_button.native.click()
+    for number in (-1, 2**32 - 1, 2**32 + 1):
+        layer.data = np.where(layer.data == 2, number, layer.data.astype(np.int64))
+        widget.open_button.native.click()
+        assert "renumber them first" in widget.status.value
+        assert widget.review is None
+
+
+def test_large_numbers_are_corrected_and_exported(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    layer = add_labels(viewer)
+    layer.data = np.where(layer.data == 2, 4_000_000_000, layer.data.astype(np.int64))
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    new = draw(review, slice(100, 110), slice(100, 110))
+    widget.close_button.native.click()
+    widget.export(tmp_path / "out")
+    assert not widget.open_button.enabled  # what it writes must not change meanwhile
+    widget.open_button.native.click()
+    assert widget.review is None
+    qtbot.waitUntil(lambda: widget.open_button.enabled)
+    table = pd.read_csv(tmp_path / "out" / "objects.csv").set_index("label")
+    assert list(table.index) == [1, 3, 4, 5, 4_000_000_000, new]
+    assert table.area_px[new] == 100
+
+
+def test_a_layer_of_the_same_name_is_not_taken_for_the_corrections(viewer: Any, qtbot: Any) -> None:
+    layer = add_labels(viewer)
+    mine = viewer.add_image(np.zeros((120, 130)), name="corrected: tile, tiny")
+    widget = opened(viewer, qtbot)
+    assert widget.review is not None
+    widget.review.delete()
+    widget.close_button.native.click()
+    assert not mine.data.any()
+    shown = viewer.layers["corrected: tile, tiny [1]"]
+    assert len(ids(shown.data)) == len(ids(layer.data)) - 1
+
+
+def test_a_table_that_is_cut_anew_meanwhile_is_not_that_of_the_region(
+    viewer: Any, qtbot: Any
+) -> None:
+    layer = add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    assert widget.review is not None
+    widget.review.delete()
+    layer.features = {"index": [2], "score": [0.1]}
+    widget.close_button.native.click()
+    features = viewer.layers["corrected: tile, tiny"].features
+    assert len(features) == 4
+    assert 0.1 not in features["score"].tolist()
+
+
+def test_what_is_painted_on_the_source_is_said_not_to_be_reviewed(viewer: Any, qtbot: Any) -> None:
+    layer = add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    widget.close_button.native.click()
+    layer.data_setitem((np.array([0]), np.array([0])), 9)
+    widget.open_button.native.click()
+    assert "is not under review" in notification_manager.records[-1].message
+    widget.close_button.native.click()
+
+
+def test_all_layers_are_removed_with_a_region_open(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    assert widget.review is not None
+    widget.review.delete()
+    viewer.layers.select_all()
+    viewer.layers.remove_selected()
+    qtbot.waitUntil(lambda: widget.review is None)
+    assert not viewer.layers
+    assert widget.copy is None

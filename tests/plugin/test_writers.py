@@ -22,7 +22,7 @@ from ome_zarr_models.v05 import Image as OmeImage
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 from cdal_engine.samples import mri_path
-from napari_cdal.measured import measured
+from napari_cdal.measured import measured, renewed
 from napari_cdal.readers import read
 from napari_cdal.save_dialog import save_dialog
 from napari_cdal.writers import write_geojson, write_nifti, write_tiff, write_zarr
@@ -175,6 +175,30 @@ def test_what_was_painted_is_saved_with_a_table_of_its_own(viewer: Any, tmp_path
     outlines = json.loads(path.read_text())["features"]
     scored = ["score" in each["properties"]["measurements"] for each in outlines]
     assert scored == [False, *[True] * 10, False]
+
+
+def test_another_programs_table_stays_as_it_is(viewer: Any, tmp_path: Path) -> None:
+    """Its centroids are in micrometres, say: not one row looks like ours."""
+    table = TABLE | {"y": TABLE["y"] * 0.5, "score": np.linspace(0.1, 0.9, 12)}
+    layer = viewer.add_labels(LABELS.copy(), features=table, **PLACED)
+    (again,) = viewer.open(str(saved(layer, tmp_path / "l.ome.zarr")), plugin="napari-cdal")
+    assert again.features["score"].tolist() == table["score"].tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_erased_in_the_middle_is_noticed(count: int) -> None:
+    labels = np.zeros((200, 250), np.uint32)
+    labels[10:110, 10:110] = 1
+    labels[20:61, 150:191] = 2 if count == 2 else 0
+    table = pd.DataFrame(measured(labels, 0.5)).assign(score=0.9)
+    assert renewed(table, labels, 0.5) is table
+    assert renewed(table, labels, 0.7) is table  # the layer's scale was changed
+    labels[59:61, 59:61] = 0
+    rows = renewed(table, labels, 0.5)
+    assert rows["area_px"].tolist()[0] == 9996
+    assert rows["score"].isna().tolist() == [True, False][:count]
+    beyond = labels.astype(np.int64) * 2**32
+    assert renewed(table, beyond, 0.5) is table  # not to be measured
 
 
 @pytest.mark.parametrize("count", [10_000, 40_000])
