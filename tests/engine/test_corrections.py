@@ -231,6 +231,15 @@ def test_split_cuts_where_it_is_narrow() -> None:
             split(labels, 4, *points)
 
 
+def test_damaged_corrections_are_said(tmp_path: Path) -> None:
+    answer = answer_of(labels_of((100, 150)))
+    with CorrectedCopy(tmp_path, answer) as copy:
+        path = copy.labels_path
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CdalError, match=r"labels\.tif"):
+        CorrectedCopy(tmp_path, answer)
+
+
 @pytest.mark.parametrize("first", [(20, 14), (12, 26), (28, 30), (20, 33)])
 @pytest.mark.parametrize("second", [(20, 52), (12, 60), (26, 66)])
 def test_split_needs_no_clicks_in_the_middle(

@@ -30,6 +30,7 @@ from ..errors import CdalError
 from ..io.ome_zarr import update_labels, write_labels
 from ..io.records import write_json, writing
 from ..io.results import LARGE, write_plane
+from ..io.source import decoding
 from ..tiling import Box, surround
 from .answer import Answer
 from .edits import Touched, now
@@ -68,6 +69,7 @@ class CorrectedCopy:
     def __init__(self, folder: Path, answer: Answer) -> None:
         self.folder = folder
         self._held = ExitStack()
+        self._whole: NDArray[np.uint32] | None = None  # labels of a TIFF, once they are read
         try:
             self._hold()
             with writing(folder):
@@ -159,19 +161,18 @@ class CorrectedCopy:
 
     @property
     def labels(self) -> Any:
-        """The labels (H, W), to be sliced; those of an OME-Zarr are read when they are."""
+        """The labels (H, W), to be sliced, not changed; an OME-Zarr's are read when they are."""
         if self.labels_path.suffix == ".zarr":
             return zarr.open_group(self.labels_path, mode="r")["s0"]
-        return tifffile.imread(self.labels_path)
+        if self._whole is None:
+            with decoding(self.labels_path):
+                self._whole = tifffile.imread(self.labels_path)
+        return self._whole
 
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W) of the labels."""
-        if self.labels_path.suffix == ".zarr":
-            height, width = self.labels.shape
-        else:
-            with tifffile.TiffFile(self.labels_path) as file:
-                height, width = file.pages[0].shape
+        height, width = self.labels.shape
         return int(height), int(width)
 
     def read(self, box: Box) -> NDArray[np.uint32]:
@@ -237,11 +238,12 @@ class CorrectedCopy:
                 if self.labels_path.suffix == ".zarr":
                     update_labels(self.labels_path, box, labels)
                 else:
-                    whole = tifffile.imread(self.labels_path)
+                    whole = np.array(self.labels)
                     whole[box] = labels
                     aside = self.folder / ".labels.tif"
                     write_plane(aside, whole, self.spacing)
                     os.replace(aside, self.labels_path)
+                    self._whole = whole
             record = self._record
             record["objects"] |= {str(label): each for label, each in edit.touched.items()}
             regions = [r for r in record["regions"] if _box(r["box"]) != edit.box]
