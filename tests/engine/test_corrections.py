@@ -232,7 +232,8 @@ def test_split_cuts_where_it_is_narrow() -> None:
 
 
 def test_damaged_corrections_are_said(tmp_path: Path) -> None:
-    answer = answer_of(labels_of((100, 150)))
+    labels = labels_of()
+    answer = answer_of(labels, np.unique(labels)[1:])
     with CorrectedCopy(tmp_path, answer) as copy:
         path = copy.labels_path
     path.write_bytes(path.read_bytes()[:200])
