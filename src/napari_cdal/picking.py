@@ -91,5 +91,8 @@ class Picking:
             if len(self._points) == 2:
                 self._end()
                 self._review.split(*self._points)
+            else:
+                self.prompt = "Now a point in the other part (Esc: none)."
+                self._say(self.prompt)
         else:
             self._review.select(label)

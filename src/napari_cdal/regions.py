@@ -14,11 +14,11 @@ from cdal_engine.errors import CdalError
 
 if TYPE_CHECKING:
     import napari
-    from napari.layers import Shapes
+    from napari.layers import Image, Shapes
 
     from .planes import Plane
 
-__all__ = ["EDGE", "FILL", "Region", "in_view", "of_shapes", "see_through", "whole"]
+__all__ = ["EDGE", "FILL", "Region", "in_view", "measure_as", "of_shapes", "see_through", "whole"]
 
 _PLAIN = "white", "#777777ff"  # fill and edge of shapes in a new layer of napari's
 FILL, EDGE = "#ffffff26", "black"
@@ -121,6 +121,16 @@ def see_through(shapes: Shapes) -> None:
     if now == _PLAIN and (shapes.face_color == 1).all():
         shapes.face_color, shapes.edge_color = FILL, EDGE
         shapes.current_face_color, shapes.current_edge_color = FILL, EDGE
+
+
+def measure_as(shapes: Shapes, layer: Image | None) -> None:
+    """Give shapes without units those of the layer that they are drawn on.
+
+    napari counts them as the same length, and warns of every layer that comes otherwise.
+    """
+    plain = all(str(unit) == "pixel" for unit in shapes.units)
+    if layer is not None and plain and shapes.ndim <= layer.ndim:
+        shapes.units = layer.units[-shapes.ndim :]
 
 
 def _outlines(plane: Plane, shapes: Shapes) -> Iterator[tuple[int, NDArray[np.float64]]]:

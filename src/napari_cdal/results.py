@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION_NOTE",
+    "CORRECTED_KEY",
     "DISPLAY",
     "METADATA_KEY",
     "NOTES",
@@ -29,6 +30,7 @@ _AS_THEY_ARE = ("eccentricity", "red", "green", "blue", "haematoxylin")
 LayerData = tuple[Any, dict[str, Any], str]
 
 METADATA_KEY = "cdal"
+CORRECTED_KEY = "cdal_corrected"  # in the metadata of labels that a person corrects in Review
 ATTENTION_NOTE = "where the discriminator looks, not evidence for a diagnosis"
 NOTES = {
     "labels": "one number per object; hover for area, score and agreement",

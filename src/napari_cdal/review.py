@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
-from napari.utils import DirectLabelColormap
-from napari.utils.colormaps import ensure_colormap
 from numpy.typing import NDArray
 
 from cdal_engine.corrections.corrected import CorrectedCopy
@@ -31,19 +29,18 @@ from cdal_engine.errors import CdalError
 from cdal_engine.tiling import Box
 
 from .corrections import columns_of, picture_of, placed_at
+from .object_colours import coloured
 from .outline import Outline
+from .results import METADATA_KEY
 
 if TYPE_CHECKING:
     import napari
 
-__all__ = ["COLOURS", "ORDERS", "Review"]
+__all__ = ["ORDERS", "Review"]
 
 ORDERS = ("disagreement", "score", "position")
-COLOURS = ("object", "agreement", "score", "reviewed")
 _OUTLINE = 2  # pixels; the objects stay visible inside it
 _REMEMBERED = 100  # steps back, as many as napari keeps of a layer
-_CERTAIN = 0.3  # where in the colormap: its darkest do not show on tissue
-_GREY, _DONE = (0.6, 0.6, 0.6, 1.0), (0.2, 0.8, 0.3, 1.0)
 
 
 class Review:
@@ -105,7 +102,15 @@ class Review:
             rgb = self.picture.ndim == 3
             self._crop = Image(self.picture, name=f"region: {name}", rgb=rgb, **place)
             self._viewer.add_layer(self._crop)
-        self.layer = Labels(self._base.copy(), name=f"review: {name}", **place)
+        facts = dict(source.metadata.get(METADATA_KEY, {}))
+        pixel, corner = float(facts.get("pixel", 1.0)), facts.get("corner", (0.0, 0.0))
+        facts |= {"what": "review", "pixel": pixel}  # so that what is saved lies on the image
+        facts["corner"] = tuple(
+            at + s.start * pixel for at, s in zip(corner, self.box, strict=True)
+        )
+        self.layer = Labels(
+            self._base.copy(), name=f"review: {name}", metadata={METADATA_KEY: facts}, **place
+        )
         self.layer.contour = _OUTLINE
         source.visible = False  # deleted objects would show through
         self._colormap = self.layer.colormap
@@ -294,6 +299,7 @@ class Review:
         self, pixels: bool, touched: Touched, move: Callable[[], None], labels: set[int]
     ) -> None:
         self._touched = dict(touched)
+        self._noticed = {n: when for n, when in self._noticed.items() if n not in labels}
         if pixels:
             move()
         self._on_step()
@@ -308,19 +314,7 @@ class Review:
         if by == "object":
             self.layer.colormap = self._colormap
             return
-        labels = self.queue
-        colours: dict[int | None, Any] = {None: _GREY, 0: (0, 0, 0, 0)}
-        if by == "reviewed":
-            colours |= {label: _DONE for label in labels if self.is_reviewed(label)}
-        else:
-            which = ("agreement", "score").index(by)
-            known = {n: self._columns[n][which] for n in labels if n in self._columns}
-            known = {label: value for label, value in known.items() if not np.isnan(value)}
-            if known:
-                doubt = 1 - np.array(list(known.values()))
-                mapped = ensure_colormap("turbo").map(_CERTAIN + (1 - _CERTAIN) * doubt)
-                colours |= dict(zip(known, mapped, strict=True))
-        self.layer.colormap = DirectLabelColormap(color_dict=colours)
+        self.layer.colormap = coloured(by, self.queue, self._columns, self.is_reviewed)
 
     # -- nothing is lost --------------------------------------------------------------------------
 
@@ -333,8 +327,11 @@ class Review:
         """What was painted, beside what was done by keys; takes long for a large region."""
         found = changes(self._base, labels)
         self._noticed = {label: self._noticed.get(label) or now() for label in found}
+        there = set(np.unique(labels).tolist())
         for label, what in found.items():
-            if touched.get(label, {"action": "accepted"})["action"] == "accepted":
+            done = touched.get(label, {"action": "accepted"})
+            gone = done["action"] == "deleted" or "into" in done
+            if done["action"] == "accepted" or (gone and label in there):  # its number, once more
                 touched[label] = {"action": what, "when": self._noticed[label]}
         result, numbers = renumbered(self._base, labels, self.copy.next_label)
         touched = renamed(settled(touched, self._base, labels), numbers)

@@ -9,7 +9,8 @@ from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFormLayout, QGridLayout, QTabWidget, QWidget
 
-from .review import COLOURS, ORDERS
+from .object_colours import COLOURS
+from .review import ORDERS
 from .status import as_status, sentence
 
 __all__ = ["ACTIONS", "ReviewForm"]

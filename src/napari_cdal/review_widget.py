@@ -32,7 +32,7 @@ from .learn_page import LearnPage
 from .menus import refresh
 from .picking import Picking
 from .regions import see_through
-from .results import METADATA_KEY
+from .results import CORRECTED_KEY, METADATA_KEY
 from .review import Review
 from .review_form import ACTIONS, ReviewForm
 from .segment_widget import SegmentWidget
@@ -66,6 +66,7 @@ class ReviewWidget(ReviewForm):
         self._labels: Any = None  # of the answer, where they are in memory
         self._table: CorrectedTable | None = None
         self._picking: Picking | None = None
+        self._model = ""  # whose answer is chosen
         self._worker: Any = None  # copies a slide's labels, or exports
         self.learning = LearnPage(preferences(), self._kept, self._on_model)
         super().__init__(self._choices, self._scopes, self.learning)
@@ -73,6 +74,7 @@ class ReviewWidget(ReviewForm):
         self._timer = QTimer(self.native)
         self._timer.setInterval(_KEEP)
         self._timer.timeout.connect(self._keep)
+        self._on_labels()
         self._show()
 
     def _connect(self) -> None:
@@ -154,6 +156,11 @@ class ReviewWidget(ReviewForm):
             if self.copy is not None:
                 self.say("")  # it was about another
             self._release()
+        layer = self.source.value
+        model = "" if layer is None else layer.metadata.get(METADATA_KEY, {}).get("model", "")
+        if model != self._model:  # what was chosen for the same one stays
+            self._model = model
+            self.learning.suggest(str(model))
 
     def _on_order(self, order: str) -> None:
         if self.review is not None:
@@ -180,6 +187,7 @@ class ReviewWidget(ReviewForm):
         shown = shown_corrections(self._viewer, layer)
         if shown is not None:
             shown.visible = False
+        layer.metadata[CORRECTED_KEY] = True  # a slider must not cut it anew meanwhile
         self.review = Review(self._viewer, layer, self.copy, box, self._show)
         self._bind(self.review)
         self.review.sort(self.order.value)
@@ -214,7 +222,6 @@ class ReviewWidget(ReviewForm):
         self._source, self._data = layer, layer.data
         self._labels = None if isinstance(answer.labels, Path) else answer.labels
         self._table = CorrectedTable(layer.features.copy(), self.copy)
-        self.learning.suggest(str(answer.facts.get("model", "")))
         notes = [f"Kept in {self.copy.folder}."]
         if self.copy.recovered is not None:
             notes.append("Corrections that had not been saved were recovered.")
@@ -273,6 +280,8 @@ class ReviewWidget(ReviewForm):
         self.review = self._picking = None
         self._timer.stop()
         review.remove_layers()
+        if not copy.touched and not copy.regions(reviewed=True):
+            source.metadata.pop(CORRECTED_KEY, None)
         if source in self._viewer.layers:
             layer = corrected_layer(self._viewer, source, copy, table.after(review.box))
             self._viewer.layers.selection.active = layer

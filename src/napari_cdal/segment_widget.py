@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
 from napari.layers import Shapes
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeySequence
 
@@ -21,8 +21,8 @@ from .chosen import Chosen
 from .engine_process import prepare
 from .jobs import Answer
 from .menus import refresh
-from .planes import full_resolution
-from .regions import see_through
+from .planes import full_resolution, spacing_of
+from .regions import measure_as, see_through
 from .settings import preferences
 from .shown import ShownRun
 from .sliders import EDITED, Sliders
@@ -117,6 +117,8 @@ class SegmentWidget(Container[Widget]):
         self.native_parent_changed.connect(self._on_parent)
         self.native.destroyed.connect(self._abandon)
         self._on_image()
+        if models is None and (wrong := chosen.wrong(folders)):
+            show_warning(wrong)
         prepare()
 
     @property
@@ -181,6 +183,7 @@ class SegmentWidget(Container[Widget]):
         old, self._shapes = self._shapes, scope if isinstance(scope, Shapes) else None
         if self._shapes is not None:
             see_through(self._shapes)
+            measure_as(self._shapes, self._chosen.layer)
         for shapes, act in ((old, "disconnect"), (self._shapes, "connect")):
             if shapes is not None:
                 getattr(shapes.events.data, act)(self._on_moved)
@@ -201,6 +204,9 @@ class SegmentWidget(Container[Widget]):
     def _on_more(self) -> None:
         """Add samples to the result that is shown."""
         if self.running:
+            return
+        if not self._shown.present:
+            self._say("The labels were removed: run again")
             return
         if self._shown.edited:
             self._say(EDITED)
@@ -290,6 +296,10 @@ class SegmentWidget(Container[Widget]):
             return "The image's data were replaced meanwhile: placed where it was."
         if plane.layer not in self._viewer.layers:
             return "The image's layer is gone: placed where it was."
+        if plane.spacing != spacing_of(plane.layer):
+            return "The image's scale was changed meanwhile: sizes are in the earlier one."
+        if self._shown.answers and not self._shown.present:
+            return "Its labels were removed: run again to have them."
         return ""
 
     def add_model(self, name: str, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,15 @@ class Preferences:
     def own_models(self) -> Path | None:
         """Folder of the user's own models; None for the engine's."""
         return Path(self.model_folder).expanduser() if self.model_folder else None
+
+    def wrong(self, models: Collection[str]) -> str:
+        """What of them cannot be followed, given the models that there are; empty if nothing."""
+        notes = []
+        if self.own_models is not None and not self.own_models.is_dir():
+            notes.append(f"there is no folder {self.own_models}")
+        if self.model not in models:
+            notes.append(f"there is no model {self.model!r}")
+        return f"Preferences > cDAL: {', and '.join(notes)}; change it there." if notes else ""
 
 
 def preferences() -> Preferences:

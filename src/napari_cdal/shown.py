@@ -9,7 +9,7 @@ import numpy as np
 from napari.layers import Labels, Layer
 
 from .planes import placement
-from .results import METADATA_KEY, LayerData, layer_data
+from .results import CORRECTED_KEY, METADATA_KEY, LayerData, layer_data
 
 if TYPE_CHECKING:
     import napari
@@ -38,6 +38,7 @@ class ShownRun:
         self._pending: list[tuple[int, str, LayerData]] = []
         self._placed: dict[tuple[int, str], dict[str, Any]] = {}  # where each layer was put
         self._ours: dict[int, Any] = {}  # labels as they were put there
+        self._name = ""  # of the image, as it was called when it was first shown
         self._held = False
 
     def hold(self, held: bool) -> None:
@@ -51,10 +52,11 @@ class ShownRun:
         """Have the layers of a region follow a newer answer."""
         self.answers[part] = answer
         plane, layer = answer.job.plane, answer.job.plane.layer
+        self._name = name = self._name or str(layer.name)
         region = answer.region
         made = layer_data(
             answer.segmentation,
-            source=f"{layer.name}, {region.name}" if region and region.name else str(layer.name),
+            source=f"{name}, {region.name}" if region and region.name else name,
             model=answer.facts["model"],
             classes=answer.config.classes,
             placement=placement(layer, answer.offset[-plane.layer.ndim :], answer.step),
@@ -135,9 +137,10 @@ class ShownRun:
 
     @property
     def edited(self) -> bool:
-        """Whether the user changed labels, which must then stay."""
+        """Whether the user changed or corrected labels, which must then stay."""
         return any(
-            not np.array_equal(layers["labels"].data, self._ours[part])
+            CORRECTED_KEY in layers["labels"].metadata
+            or not np.array_equal(layers["labels"].data, self._ours[part])
             for part, layers in self._layers.items()
             if layers.get("labels") in self._viewer.layers and part in self._ours
         )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["SOURCE_KEY", "ras_affine", "source_layers", "volume_placement"]
 
 SOURCE_KEY = "cdal_source"  # in a layer's metadata: the file, the order of its axes and its affine
+_SHOWN = 0.5, 99.8  # percentiles of a volume's intensities
 _TRIED = 256  # pixels decoded at once to see whether the file can be
 _TO_WORLD = np.array([[0, 0, 1], [0, -1, 0], [-1, 0, 0]])  # right, anterior, superior to the below
 _AXES = ("superior", "posterior", "left")  # slices, rows down, columns: as radiologists look
@@ -38,7 +39,11 @@ def source_layers(source: Source) -> list[LayerData]:
         placement, axes = volume_placement(source.affine)
         facts |= {"axes": axes, "affine": source.affine}
         arguments |= {**placement, "metadata": {SOURCE_KEY: facts}}
-        return [(source.read().transpose(axes), arguments, "image")]
+        voxels = source.read().transpose(axes)
+        low, high = np.percentile(voxels[np.isfinite(voxels)], _SHOWN) if voxels.size else (0, 0)
+        if low < high:  # a few bright voxels would leave the rest black
+            arguments["contrast_limits"] = (float(low), float(high))
+        return [(voxels, arguments, "image")]
     last = len(source.levels) - 1
     source.read(last, tuple(slice(n // 2, n // 2 + _TRIED) for n in source.levels[last].shape))
     levels = [source.level_array(level) for level in range(len(source.levels))]
