@@ -24,7 +24,7 @@ from cdal_engine.weights import user_folder
 
 from .planes import Plane, full_resolution, placement, plane_of, spacing_of
 from .regions import in_view, of_shapes
-from .results import METADATA_KEY
+from .results import METADATA_KEY, kind_of
 from .results_folder import pyramid
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def answer_of(layer: Labels) -> Answer:
     columns = columns_of(layer)
     ids = np.unique(labels)
     ids = ids[ids > 0]
-    unknown = (np.nan, np.nan, "object")
+    unknown = (np.nan, np.nan, kind_of(layer.metadata))
     rows = [columns.get(int(label), unknown) for label in ids]
     table = pa.table(
         {
@@ -129,7 +129,7 @@ def columns_of(layer: Labels) -> dict[int, tuple[float, float, str]]:
         pd.to_numeric(table.get(name, nothing), errors="coerce")
         for name in ("index", "agreement", "score")
     )
-    kinds = table.get("class", ["object"] * len(table))
+    kinds = table.get("class", [kind_of(layer.metadata)] * len(table))
     rows = zip(index, *columns, kinds, strict=True)  # another program's table may say anything
     known = ((label, row) for label, *row in rows if np.isfinite(label))
     return {int(label): (float(a), float(s), str(kind)) for label, (a, s, kind) in known}

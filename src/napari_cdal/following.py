@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from napari.layers import Labels
 from napari.qt.threading import create_worker
+from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
-from .measured import renewed
+from .measured import recounted, renewed
 from .planes import spacing_of
 from .results import METADATA_KEY
 
@@ -34,6 +36,8 @@ class Following:
         self._show = show
         self._layer: Labels | None = None
         self._seen: Any = None  # labels that the table is of
+        # As it was before anything was painted, whose rows come back when that is undone; as shown.
+        self._tables: WeakKeyDictionary[Labels, tuple[Any, Any]] = WeakKeyDictionary()
         self._worker: Any = None
         self._rest = QTimer(parent)
         self._rest.setSingleShot(True)
@@ -58,23 +62,18 @@ class Following:
         if self._worker is not None:  # come back when it has ended
             self._rest.start()
             return
-        labels, table, spacing = layer.data.copy(), layer.features, spacing_of(layer)
-        worker = create_worker(
-            renewed,
-            table,
-            labels.reshape(labels.shape[-2:]),
-            None if spacing is None else spacing[0],
-            layer.metadata.get(METADATA_KEY, {}).get("pixel", 1.0),
-            METADATA_KEY in layer.metadata,
-            _start_thread=False,
-        )
+        labels, table = layer.data.copy(), layer.features
+        first, last = self._tables.get(layer, (table, table))
+        first = first if last is table else table  # another one since
+        worker = create_worker(_renewed, layer, first, labels, _start_thread=False)
 
         def show(found: Any) -> None:
             if self._worker is not worker or layer.features is not table:  # another table since
                 return
             self._seen = labels
-            if found is not table:
+            if not found.equals(table):
                 self._show(layer, found)
+            self._tables[layer] = first, layer.features
 
         def end() -> None:
             if self._worker is worker:
@@ -86,8 +85,18 @@ class Following:
         worker.start()
 
 
+def _renewed(layer: Labels, table: Any, labels: NDArray[np.integer]) -> Any:
+    """The table of labels that were painted on, of a plane or of a volume's classes."""
+    plane = labels.shape[-2:]
+    if labels.size != np.prod(plane):
+        return recounted(table, labels)
+    facts, spacing = layer.metadata.get(METADATA_KEY, {}), spacing_of(layer)
+    mpp = None if spacing is None else spacing[0]
+    return renewed(table, labels.reshape(plane), mpp, facts.get("pixel", 1.0), bool(facts))
+
+
 def _is_painted(layer: Labels) -> bool:
-    """Whether it is one plane that a person can paint on, with a table."""
+    """Whether a person can paint on it, and it has a table."""
     if layer.multiscale or not layer.editable or "index" not in layer.features:
         return False
-    return isinstance(layer.data, np.ndarray) and layer.data.size == np.prod(layer.data.shape[-2:])
+    return isinstance(layer.data, np.ndarray)

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
-__all__ = ["measured", "renewed"]
+__all__ = ["measured", "recounted", "renewed"]
 
 _AXES = ("major_axis", "minor_axis")
 _AREAS = ("area_px", "area_um2")
@@ -106,6 +106,23 @@ def renewed(
     if "class" in rows:
         rows["class"] = old["class"].astype(object).reindex(found.index).fillna("object")
     return rows.reset_index()[list(table.columns)]
+
+
+def recounted(table: pd.DataFrame, voxels: NDArray[np.integer]) -> pd.DataFrame:
+    """The table of a volume's classes with the voxels that each has now.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of a Labels layer, with `index` and `voxels`; returned as it is without them.
+    voxels : ndarray
+        (..., H, W) ids.
+    """
+    if not {"index", "voxels"} <= set(table):
+        return table
+    ids, counts = np.unique(voxels, return_counts=True)
+    now = pd.Series(counts, ids).reindex(table["index"], fill_value=0).to_numpy()
+    return table if (now == table["voxels"]).all() else table.assign(voxels=now)
 
 
 def _are_ids(labels: NDArray[np.integer]) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.utils.notifications import show_error
 
 from cdal_engine.errors import CdalError
 from cdal_engine.io.dicom import dicom_files
 from cdal_engine.io.discovery import open_source
-from cdal_engine.io.records import RUN, is_results_folder
+from cdal_engine.io.records import RUN, SUMMARY
+from cdal_engine.io.source import decoding
 from cdal_engine.io.volumes import says_labels
 
 from .sources import source_layers
@@ -34,8 +36,8 @@ def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
     if one is None:
         return None
     if one.is_dir():
-        ours = one.suffix == ".zarr" or is_results_folder(one) or bool(_dicom_in(one))
-        return read if ours else None
+        ours = one.suffix == ".zarr" or (one / RUN).is_file() or (one / SUMMARY).is_file()
+        return read if ours or _dicom_in(one) else None
     return read
 
 
@@ -47,10 +49,10 @@ def read(path: Paths) -> list[LayerData]:
     one = _one(path)
     assert one is not None  # `get_reader` saw it
     try:
-        if one.name == RUN or (one.is_dir() and is_results_folder(one)):
+        if one.name == RUN or (one.is_dir() and _is_results(one)):
             from .results_folder import results_layers
 
-            return results_layers(one.parent if one.name == RUN else one)
+            return results_layers(_results_of(one))
         if one.suffix.lower() == ".geojson":
             from .annotations import areas
 
@@ -68,10 +70,21 @@ def _layers(path: Path) -> list[LayerData]:
 
         if labels := saved_labels(path):
             return labels
-    layers = source_layers(open_source(path))
-    if path.name.endswith((".nii", ".nii.gz")) and says_labels(path):
-        return [(data, arguments, "labels") for data, arguments, _ in layers]
+    source = open_source(path)
+    is_labels = path.name.endswith((".nii", ".nii.gz")) and says_labels(path)
+    layers = source_layers(source, is_labels)
+    (first, arguments, _), *_ = layers
+    if getattr(first, "dtype", None) == np.uint32 and source.affine is None:
+        return [_ids(path, first, arguments)]
     return layers
+
+
+def _ids(path: Path, data: Any, arguments: dict[str, Any]) -> LayerData:
+    """Labels of a TIFF, in memory so that they can be painted on; intensities have fewer bits."""
+    with decoding(path):
+        ids = np.asarray(data)
+    kept = {name: arguments[name] for name in ("name", "scale", "units", "metadata")}
+    return ids, kept, "labels"
 
 
 def _one(path: Paths) -> Path | None:
@@ -81,6 +94,25 @@ def _one(path: Paths) -> Path | None:
     paths = [Path(p) for p in path]
     series = len({p.parent for p in paths}) == 1 and all(p.suffix == ".dcm" for p in paths)
     return paths[0] if len(paths) == 1 or series else None
+
+
+def _is_results(folder: Path) -> bool:
+    return (folder / RUN).is_file() or (folder / SUMMARY).is_file()
+
+
+def _results_of(path: Path) -> Path:
+    """The folder of one input's results: that of a run.json, or the only one of a command's."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / RUN).is_file():
+        return folder
+    inputs = sorted(each.parent for each in folder.glob(f"*/{RUN}"))
+    if len(inputs) != 1:
+        raise CdalError(
+            f"holds the results of {len(inputs)} inputs",
+            f"drop one of its folders, such as {inputs[0].name}" if inputs else "run cdal again",
+            folder,
+        )
+    return inputs[0]
 
 
 def _dicom_in(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ __all__ = [
     "NOTES",
     "LayerData",
     "features",
+    "kind_of",
     "layer_data",
     "placed",
 ]
@@ -78,6 +79,12 @@ def features(segmentation: Segmentation, classes: Collection[str]) -> dict[str, 
     for name in (name for name in ("major_axis", "minor_axis") if name in objects):
         columns[f"{name}_px" if mpp is None else f"{name}_um"] = objects[name] * (mpp or 1.0)
     return columns | {name: objects[name] for name in _AS_THEY_ARE if name in objects}
+
+
+def kind_of(metadata: Mapping[str, Any]) -> str:
+    """Class of an object whose layer's table tells none: the only one that its model knows."""
+    classes = metadata.get(METADATA_KEY, {}).get("classes", ())
+    return str(classes[0]) if len(classes) == 1 else "object"
 
 
 def placed(

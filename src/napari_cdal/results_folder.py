@@ -143,7 +143,7 @@ def _labels(folder: Path, record: dict[str, Any], below: str = "") -> list[Layer
     facts["folder"] = str(folder)
     here = folder / below
     if (here / "labels.nii.gz").exists():
-        ((voxels, placed, _),) = source_layers(open_source(here / "labels.nii.gz"))
+        ((voxels, placed, _),) = source_layers(open_source(here / "labels.nii.gz"), True)
         arguments["features"] = _features(folder)
         return [(voxels, placed | arguments, "labels")]
     if (here / "labels.ome.zarr").exists():
@@ -158,7 +158,11 @@ def _labels(folder: Path, record: dict[str, Any], below: str = "") -> list[Layer
         spacing = (mpp or 1.0) * pixel
         arguments["features"] = _features(folder, pixel)
         placement = {"scale": (spacing,) * 2, "units": (_unit(mpp is not None),) * 2}
-        return [(tifffile.imread(here / "labels.tif"), {**arguments, **placement}, "labels")]
+        with decoding(here / "labels.tif"):
+            labels = tifffile.imread(here / "labels.tif")
+        return [(labels, {**arguments, **placement}, "labels")]
+    if not below and "labels" in record["parameters"].get("save", ()):
+        show_warning(f"{folder} has lost its labels: run cdal again to have them.")
     return []
 
 
@@ -206,11 +210,18 @@ def _features(folder: Path, pixel: float = 1.0) -> dict[str, np.ndarray[Any, Any
     path = folder / "objects.parquet"
     if not path.exists():
         return {}
-    table = pq.read_table(path)
-    columns = {name: table[name].to_numpy() for name in table.column_names if name not in _BOX}
+    try:
+        with decoding(path):
+            table = pq.read_table(path)
+            columns = {name: table[name].to_numpy() for name in set(table.column_names) - _BOX}
+            columns["label"] = columns["label"].astype(np.int64)
+    except CdalError as error:
+        show_warning(f"Labels are shown without their table. {error}")
+        return {}
+    columns = {name: columns[name] for name in table.column_names if name in columns}
     for name in {"y", "x"} & columns.keys():  # napari's pixel centres are whole numbers
         columns[name] = columns[name] / pixel - 0.5
-    return {"index": columns.pop("label").astype(np.int64), **columns}
+    return {"index": columns.pop("label"), **columns}
 
 
 def _ome(path: Path) -> dict[str, Any]:

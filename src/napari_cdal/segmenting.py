@@ -96,6 +96,7 @@ class Segmenting:
             "samples": job.samples if job.steps else 1,
             "steps": job.steps,
             "seed": job.seed,
+            "classes": segmenter.model.config.classes,
         }
 
     def _region(self, segmenter: Segmenter, region: Region, facts: dict[str, Any]) -> None:

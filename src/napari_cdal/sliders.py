@@ -91,7 +91,7 @@ class Sliders:
                 QTimer.singleShot(0, again)
                 return
             self._worker = None
-            if wanted != self._wanted and not shown.edited:
+            if wanted != self._wanted:
                 self._on_moved()
 
         worker.returned.connect(show)

@@ -21,8 +21,14 @@ _TO_WORLD = np.array([[0, 0, 1], [0, -1, 0], [-1, 0, 0]])  # right, anterior, su
 _AXES = ("superior", "posterior", "left")  # slices, rows down, columns: as radiologists look
 
 
-def source_layers(source: Source) -> list[LayerData]:
+def source_layers(source: Source, as_labels: bool = False) -> list[LayerData]:
     """Return the layer of one input: a lazy pyramid for slides, voxels in millimetres for volumes.
+
+    Parameters
+    ----------
+    source : Source
+    as_labels : bool
+        Whether a volume's voxels are labels.
 
     Raises
     ------
@@ -40,6 +46,8 @@ def source_layers(source: Source) -> list[LayerData]:
         facts |= {"axes": axes, "affine": source.affine}
         arguments |= {**placement, "metadata": {SOURCE_KEY: facts}}
         voxels = source.read().transpose(axes)
+        if as_labels:
+            return [(voxels, arguments, "labels")]
         low, high = np.percentile(voxels[np.isfinite(voxels)], _SHOWN) if voxels.size else (0, 0)
         if low < high:  # a few bright voxels would leave the rest black
             arguments["contrast_limits"] = (float(low), float(high))

@@ -38,7 +38,11 @@ def _line(answer: Answer) -> str:
     note = f" (only {answer.so_far})" if answer.so_far else ""
     if region is None:
         named = zip(segmentation.objects["class"], segmentation.objects["area"], strict=True)
-        sizes = ", ".join(f"{kind} {count:.0f} voxels" for kind, count in named)
+        voxel = _voxel_mm3(answer)
+        sizes = ", ".join(
+            f"{kind} {count:.0f} voxels" + (f" ({count * voxel:.0f} mm³)" if voxel else "")
+            for kind, count in named
+        )
         return f"{sizes}{note}; {segmentation.seconds:.1f} s on {answer.facts['device']}."
     count = len(segmentation.objects["label"])
     shape, mask = segmentation.labels.shape, answer.mask
@@ -55,6 +59,18 @@ def _line(answer: Answer) -> str:
         each = _interval(said["objects_per_mm2_interval"])
         alone += f", {each} per mm²" if each else ""
     return f"{text}{note}{f'; single samples: {alone}' if alone else ''}."
+
+
+def _voxel_mm3(answer: Answer) -> float | None:
+    """Volume of a voxel; None where the layer's units are no lengths."""
+    layer = answer.job.plane.layer
+    if not all(unit.is_compatible_with("millimeter") for unit in layer.units):
+        return None
+    sides = (
+        scale * float((1 * unit).to("millimeter").magnitude)
+        for scale, unit in zip(layer.scale, layer.units, strict=True)
+    )
+    return float(math.prod(sides))
 
 
 def _interval(each: list[float] | None) -> str:

@@ -19,7 +19,7 @@ from cdal_engine.io.records import writing
 
 from .measured import renewed
 from .planes import full_resolution, in_micrometres, spacing_of
-from .results import METADATA_KEY
+from .results import METADATA_KEY, kind_of
 from .sources import ras_affine
 
 if TYPE_CHECKING:
@@ -205,7 +205,8 @@ def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
     labels = _plane(layer)
     nothing = np.full(labels.shape, np.nan, np.float32)
     objects, table = measure(labels, nothing), _table(layer, labels, mpp)
-    for name, default in (("score", np.nan), ("agreement", np.nan), ("class", "object")):
+    kind = kind_of(layer.metadata)
+    for name, default in (("score", np.nan), ("agreement", np.nan), ("class", kind)):
         row = {}
         if {"index", name} <= set(table):
             row = dict(zip(table["index"], table[name], strict=True))

@@ -34,11 +34,12 @@ from napari_cdal.jobs import Job
 from napari_cdal.live import Options, live
 from napari_cdal.planes import plane_of
 from napari_cdal.regions import whole
+from napari_cdal.review_widget import ReviewWidget
 from napari_cdal.segment_widget import SegmentWidget
 from napari_cdal.volumes import Turn
 from napari_cdal.worker import Run
 
-from .test_segment_widget import names, run, wait
+from .test_segment_widget import PATIENCE, names, run, wait
 
 pytestmark = pytest.mark.gui
 
@@ -265,6 +266,55 @@ def test_the_sliders_act_on_the_kept_map(
     assert "edited" in widget.status.value
     assert form.threshold.value == pytest.approx(config.decode.threshold)  # what they are made with
     np.testing.assert_array_equal(labels.data, mine)
+
+
+def test_corrected_labels_are_not_cut_anew(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(tile, name="tile", rgb=True)
+    widget = docked(viewer)
+    run(widget, qtbot)
+    labels = viewer.layers["labels: tile, tiny"]
+    review = ReviewWidget(viewer)
+    viewer.window.add_dock_widget(review, name="Review")
+    review.open_button.native.click()
+    assert review.review is not None, review.status.value
+    first = labels.data
+    widget.form.threshold.value += 0.05  # while a region is open
+    assert "edited" in widget.status.value
+    review.close_button.native.click()  # nothing was done
+    widget.form.threshold.value += 0.05
+    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
+    assert labels.data is not first
+    second = labels.data
+    review.open_button.native.click()
+    review.reviewed_button.native.click()
+    widget.form.threshold.value += 0.05
+    assert "edited" in widget.status.value
+    assert labels.data is second
+
+
+def test_what_happens_to_layers_meanwhile_is_said(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    image = viewer.add_image(np.tile(tile, (6, 5, 1)), name="a", rgb=True)
+    image.scale, image.units = (0.25, 0.25), ("um", "um")
+    shapes = viewer.add_shapes([[[0, 0], [0, 50], [50, 50], [50, 0]]], shape_type="rectangle")
+    widget = docked(viewer)
+    widget.form.scope.value = shapes
+    assert [str(unit) for unit in shapes.units] == ["micrometer"] * 2  # no warning a layer
+    widget.form.scope.value = "whole image"
+    widget.form.samples.value = 20
+    widget.run_button.native.click()
+    qtbot.waitUntil(lambda: "uncertainty: a, tiny" in names(viewer), timeout=PATIENCE)
+    image.name, image.scale = "b", (0.5, 0.5)
+    wait(widget, qtbot)
+    assert "scale was changed" in widget.status.value
+    assert not [name for name in names(viewer) if name.endswith(": b, tiny")]
+    viewer.layers.remove("labels: a, tiny")
+    widget.more_button.native.click()
+    assert "labels were removed" in widget.status.value
+    assert not widget.running
 
 
 def test_the_sliders_stay_with_the_result_until_there_is_another(

@@ -117,7 +117,7 @@ def test_the_selected_object_is_found_again_under_its_new_number(viewer: Any, qt
 
 def test_the_table_follows_what_is_painted(viewer: Any, qtbot: Any) -> None:
     layer = spots(viewer, scale=(0.5, 0.5), units=("um", "um"))
-    layer.metadata["cdal"] = {}
+    layer.metadata["cdal"] = {"what": "labels"}
     table = layer.features.assign(area_um2=169 * 0.25)
     layer.features = table
     widget = docked_objects(viewer)
@@ -136,12 +136,24 @@ def test_the_table_follows_what_is_painted(viewer: Any, qtbot: Any) -> None:
         layer.undo()
     qtbot.waitUntil(lambda: set(layer.features["index"]) == set(SPOTS))
     assert layer.features["area_um2"].tolist() == [169 * 0.25] * 3
-    assert layer.features["score"].isna().tolist() == [True, True, False]
+    pd.testing.assert_frame_equal(layer.features, table, check_dtype=False)  # scores, too
+
+
+def test_voxels_are_counted_as_they_are_painted(viewer: Any, qtbot: Any) -> None:
+    data = np.zeros((5, 40, 40), np.uint32)
+    data[1:3, 5:15, 5:15], data[2, 30:, 30:] = 1, 2
+    table = {"index": [1, 2], "class": ["anterior", "posterior"], "voxels": [200, 100]}
+    layer = viewer.add_labels(data, features=table)
+    docked_objects(viewer)
+    layer.data_setitem(np.nonzero(layer.data == 2), 1)
+    qtbot.waitUntil(lambda: layer.features["voxels"].tolist() == [300, 0])
+    layer.undo()
+    qtbot.waitUntil(lambda: layer.features["voxels"].tolist() == [200, 100])
 
 
 def test_the_brush_keeps_its_label_while_the_table_follows(viewer: Any, qtbot: Any) -> None:
     layer = spots(viewer)
-    layer.metadata["cdal"] = {}
+    layer.metadata["cdal"] = {"what": "labels"}
     widget = docked_objects(viewer)
     layer.mode, layer.selected_label, layer.brush_size = "paint", 7, 15
     layer.data_setitem(np.nonzero(layer.data == 7), 9)  # where it was is another's now
@@ -155,7 +167,7 @@ def test_the_brush_keeps_its_label_while_the_table_follows(viewer: Any, qtbot: A
 def test_what_was_painted_before_it_was_looked_at_is_measured(viewer: Any, qtbot: Any) -> None:
     layer, other = spots(viewer), spots(viewer)
     for each in (layer, other):
-        each.metadata["cdal"] = {}
+        each.metadata["cdal"] = {"what": "labels"}
     layer.data_setitem(np.nonzero(layer.data == 3), 0)
     docked_objects(viewer)
     viewer.layers.selection.active = other

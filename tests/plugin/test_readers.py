@@ -13,7 +13,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from napari.layers import Shapes
+from napari.layers import Labels, Shapes
 from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
 from PIL import Image
@@ -286,3 +286,69 @@ def test_annotations_lie_on_the_image(viewer: Any, tmp_path: Path) -> None:
     assert "5001 outlines" in messages()[-1]
     assert "open the labels" in messages()[-1]
     assert len(viewer.layers) == before
+
+
+def test_a_folder_that_the_command_line_names_is_opened_or_explained(
+    viewer: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    images = [tmp_path / f"{name}.png" for name in "ab"]
+    for image in images:
+        Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(image)
+    out = tmp_path / "out"
+    options = ["-o", str(out), "--model", str(tiny_model), "--steps", "0"]
+    for image, count in zip(images, (2, 0), strict=True):
+        assert CliRunner().invoke(app, ["segment", str(image), *options]).exit_code == 0
+        assert len(opened(viewer, out)) == count
+    assert "holds the results of 2 inputs" in messages()[-1]
+    assert "a.png" in messages()[-1]
+    (out / "a.png" / "run.json").write_text("{")
+    assert not opened(viewer, out / "a.png")
+    assert "no finished results" in messages()[-1]
+
+
+def test_what_is_damaged_in_results_hides_nothing_else(
+    viewer: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    image = tmp_path / "a.png"
+    Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(image)
+    options = ["-o", str(tmp_path / "out"), "--model", str(tiny_model), "--steps", "0"]
+    assert CliRunner().invoke(app, ["segment", str(image), *options]).exit_code == 0
+    folder = tmp_path / "out" / "a.png"
+    (folder / "objects.parquet").write_bytes(b"no table")
+    assert len(opened(viewer, folder)) == 2
+    assert "objects.parquet" in messages()[-1]
+    labels = (folder / "labels.tif").read_bytes()
+    (folder / "labels.tif").write_bytes(labels[:100])
+    assert not opened(viewer, folder)
+    assert "labels.tif" in messages()[-1]
+    (folder / "labels.tif").unlink()
+    assert len(opened(viewer, folder)) == 1
+    assert "has lost its labels" in messages()[-1]
+
+
+def test_the_menu_opens_labels_of_a_tiff_with_their_scale(
+    viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.arange(600, dtype=np.int64).reshape(20, 30) * 1000
+    place = {"scale": (0.25, 0.25), "units": ("um", "um")}
+    path = tmp_path / "labels.tif"
+    viewer.add_labels(ids, **place).save(str(path), plugin="napari-cdal")
+    chosen = ([str(path)], "")
+    monkeypatch.setattr("napari_cdal.open_dialog.QFileDialog.getOpenFileNames", lambda *_: chosen)
+    open_dialog(viewer)
+    again = viewer.layers[-1]
+    assert isinstance(again, Labels)
+    np.testing.assert_array_equal(again.data, ids)
+    np.testing.assert_allclose(again.scale, (0.25, 0.25))
+    again.paint((3, 3), 7)
+    assert again.data[3, 3] == 7
+
+
+def test_a_volumes_contrast_is_not_that_of_its_brightest_voxels(viewer: Any) -> None:
+    (layer,) = viewer.open(str(mri_path()), plugin="napari-cdal")
+    low, high = layer.contrast_limits
+    assert layer.data.min() <= low < high < layer.data.max()

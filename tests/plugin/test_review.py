@@ -355,6 +355,19 @@ def test_a_restart_learns_and_exports_without_a_region_open(
     qtbot.waitUntil(lambda: (tmp_path / "results" / "objects.csv").exists())
 
 
+def test_what_was_chosen_to_learn_from_stays(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    layer = add_labels(viewer)
+    layer.metadata["cdal"]["model"] = "nuclei-he"
+    widget = docked(viewer)
+    page = widget.learning
+    assert (page.model.value, page.name.value) == ("nuclei-he", "nuclei-he-corrected")
+    page.name.value = "second"
+    widget.open_button.native.click()
+    widget.reviewed_button.native.click()
+    exported(widget, tmp_path / "data", qtbot)
+    assert page.name.value == "second"
+
+
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.uint32, np.float16, np.float64])
 def test_the_picture_of_a_region_is_of_its_own_image(viewer: Any, dtype: Any) -> None:
     layer = add_labels(viewer, scale=(0.5, 0.5))

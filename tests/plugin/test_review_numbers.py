@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from napari.utils.notifications import notification_manager
 from cdal_engine.errors import CdalError
 from napari_cdal.review import Review
 from napari_cdal.review_widget import ReviewWidget
+from napari_cdal.writers import write_geojson
 
 from .test_review import PLACES, add_labels, docked, ids, opened
 
@@ -280,3 +282,43 @@ def test_all_layers_are_removed_with_a_region_open(viewer: Any, qtbot: Any) -> N
     qtbot.waitUntil(lambda: widget.review is None)
     assert not viewer.layers
     assert widget.copy is None
+
+
+def test_a_number_that_is_given_once_more_is_recorded_as_drawn(viewer: Any, qtbot: Any) -> None:
+    add_labels(viewer)
+    widget = opened(viewer, qtbot)
+    review = widget.review
+    assert review is not None
+    review.select(4)
+    review.split((80, 76), (80, 84))
+    review.merge(6)  # the part that was split off
+    assert draw(review, slice(100, 110), slice(20, 30)) == 6
+    review.select(3)
+    review.delete()
+    review.layer.data_setitem((np.array([5, 5]), np.array([5, 6])), 3)
+    widget.close_button.native.click()
+    assert widget.copy is not None
+    done = {label: each["action"] for label, each in widget.copy.touched.items()}
+    assert done == {3: "redrawn", 4: "merged", 6: "drawn"}
+
+
+def test_the_outlines_of_a_region_are_saved_where_they_are_in_the_image(
+    viewer: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    layer = add_labels(viewer)
+    widget = docked(viewer)
+    widget.scope.value = viewer.add_shapes(
+        [[[60, 60], [60, 99], [99, 99], [99, 60]]], shape_type="rectangle"
+    )
+    widget.open_button.native.click()
+    review = widget.review
+    assert review is not None, widget.status.value
+    for each, name in ((review.layer, "region"), (layer, "whole")):
+        write_geojson(str(tmp_path / f"{name}.geojson"), *each.as_layer_data_tuple()[:2])
+    region, whole = (
+        json.loads((tmp_path / f"{name}.geojson").read_text())["features"]
+        for name in ("region", "whole")
+    )
+    fourth = {f["properties"]["measurements"]["label"]: f["geometry"] for f in whole}[4]
+    assert [f["geometry"] for f in region] == [fourth]
+    widget.close_button.native.click()
