@@ -31,6 +31,7 @@ from .corrections import (
 from .learn_page import LearnPage
 from .menus import refresh
 from .picking import Picking
+from .planes import full_resolution
 from .regions import see_through
 from .results import CORRECTED_KEY, METADATA_KEY
 from .review import Review
@@ -194,7 +195,8 @@ class ReviewWidget(ReviewForm):
         self.review.colour(self.colours.value)
         self._timer.start()
         self._show()
-        if self._labels is not None and not np.array_equal(layer.data, self._labels):
+        now = full_resolution(layer)
+        if self._labels is not None and not np.array_equal(now, self._labels):
             show_warning(
                 f"What was painted on {layer.name!r} since it was made is not under review: "
                 "paint in the region that is open now."
