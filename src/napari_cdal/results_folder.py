@@ -144,7 +144,7 @@ def _labels(folder: Path, record: dict[str, Any], below: str = "") -> list[Layer
     here = folder / below
     if (here / "labels.nii.gz").exists():
         ((voxels, placed, _),) = source_layers(open_source(here / "labels.nii.gz"), True)
-        arguments["features"] = _features(folder)
+        arguments["features"] = _classes(record, voxels)
         return [(voxels, placed | arguments, "labels")]
     if (here / "labels.ome.zarr").exists():
         levels, placement = pyramid(here / "labels.ome.zarr")
@@ -222,6 +222,14 @@ def _features(folder: Path, pixel: float = 1.0) -> dict[str, np.ndarray[Any, Any
     for name in {"y", "x"} & columns.keys():  # napari's pixel centres are whole numbers
         columns[name] = columns[name] / pixel - 0.5
     return {"index": columns.pop("label"), **columns}
+
+
+def _classes(record: dict[str, Any], voxels: NDArray[np.integer]) -> dict[str, NDArray[Any]]:
+    """Table of a volume's classes, as the Segment widget gives it; none where none are named."""
+    names = list(record["counts"].get("volume_mm3", {}))
+    ids = np.arange(1, len(names) + 1)
+    counts = np.array([np.count_nonzero(voxels == n) for n in ids])
+    return {"index": ids, "class": np.array(names), "voxels": counts} if names else {}
 
 
 def _ome(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import dask.array as da
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tifffile
@@ -34,6 +35,7 @@ from napari_cdal.jobs import Job
 from napari_cdal.live import Options, live
 from napari_cdal.planes import plane_of
 from napari_cdal.regions import whole
+from napari_cdal.results_folder import results_layers
 from napari_cdal.review_widget import ReviewWidget
 from napari_cdal.segment_widget import SegmentWidget
 from napari_cdal.volumes import Turn
@@ -396,7 +398,12 @@ def test_a_volume_gives_what_the_command_line_gives(
     np.testing.assert_array_equal(labels.data.transpose(own), np.asarray(written.dataobj))
     np.testing.assert_array_equal(labels.extent.world, viewer.layers[0].extent.world)
     assert "Anterior" in status
+    assert "mm³" in status
     assert not mri.form.threshold.enabled  # classes have none
+    (*_, (_, reopened, _)) = results_layers(results)
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(reopened["features"]), labels.features, check_dtype=False
+    )
 
 
 @pytest.mark.parametrize("swapped", [False, True])
