@@ -12,7 +12,7 @@ from napari.utils.notifications import show_error
 from cdal_engine.errors import CdalError
 from cdal_engine.io.dicom import dicom_files
 from cdal_engine.io.discovery import open_source
-from cdal_engine.io.records import RUN, SUMMARY
+from cdal_engine.io.records import RUN, SUMMARY, is_results_folder
 from cdal_engine.io.source import decoding
 from cdal_engine.io.volumes import says_labels
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["get_reader", "read"]
 
 Paths = str | Sequence[str]
+_RESULTS = ("labels.tif", "labels.ome.zarr", "labels.nii.gz", "maps.ome.zarr", "objects.parquet")
 _NOTHING = [(None,)]  # napari's sign for: read, and there is nothing to add
 
 
@@ -36,8 +37,8 @@ def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
     if one is None:
         return None
     if one.is_dir():
-        ours = one.suffix == ".zarr" or (one / RUN).is_file() or (one / SUMMARY).is_file()
-        return read if ours or _dicom_in(one) else None
+        ours = one.suffix == ".zarr" or _is_results(one) or bool(_dicom_in(one))
+        return read if ours else None
     return read
 
 
@@ -97,22 +98,32 @@ def _one(path: Paths) -> Path | None:
 
 
 def _is_results(folder: Path) -> bool:
-    return (folder / RUN).is_file() or (folder / SUMMARY).is_file()
+    """Whether it holds results of ours, of one input or of several, or what is left of them.
+
+    Other programs write a run.json and a summary.csv, too.
+    """
+    damaged = (folder / RUN).is_file() and any((folder / name).exists() for name in _RESULTS)
+    return is_results_folder(folder) or damaged or bool(_inputs_of(folder))
+
+
+def _inputs_of(folder: Path) -> list[Path]:
+    """Folders of results in the output folder of a command."""
+    if not (folder / SUMMARY).is_file():
+        return []
+    return sorted(each.parent for each in folder.glob(f"*/{RUN}") if is_results_folder(each.parent))
 
 
 def _results_of(path: Path) -> Path:
     """The folder of one input's results: that of a run.json, or the only one of a command's."""
     folder = path if path.is_dir() else path.parent
-    if (folder / RUN).is_file():
-        return folder
-    inputs = sorted(each.parent for each in folder.glob(f"*/{RUN}"))
-    if len(inputs) != 1:
+    inputs = _inputs_of(folder)
+    if len(inputs) > 1:
         raise CdalError(
             f"holds the results of {len(inputs)} inputs",
-            f"drop one of its folders, such as {inputs[0].name}" if inputs else "run cdal again",
+            f"drop one of its folders, such as {inputs[0].name}",
             folder,
         )
-    return inputs[0]
+    return inputs[0] if inputs else folder
 
 
 def _dicom_in(folder: Path) -> list[Path]:

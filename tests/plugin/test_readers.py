@@ -226,19 +226,23 @@ def test_results_of_a_slide_lie_on_it(viewer: Any, tiny_model: Path, tmp_path: P
     )  # µm: their pixels differ in size
 
 
+def segmented(image: Path, model: Path, *options: str) -> Path:
+    """Results of the command line for a small plain image, which is made."""
+    from typer.testing import CliRunner
+
+    Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(image)
+    arguments = ["segment", image, "-o", image.parent / "out", "--model", model, "--steps", 0]
+    done = CliRunner().invoke(app, [str(each) for each in (*arguments, *options)])
+    assert done.exit_code == 0, done.output
+    return image.parent / "out" / image.name
+
+
 def test_results_lie_on_an_image_whose_resolution_was_given(
     viewer: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     """With --mpp, which the file does not know."""
-    from typer.testing import CliRunner
-
-    image = tmp_path / "tile.png"
-    Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(image)
-    options = ["-o", str(tmp_path / "out"), "--model", str(tiny_model), "--steps", "0"]
-    options += ["--mpp", "0.5", "--save", "labels,probability"]
-    done = CliRunner().invoke(app, ["segment", str(image), *options])
-    assert done.exit_code == 0, done.output
-    layers = opened(viewer, tmp_path / "out" / image.name)
+    options = ("--mpp", "0.5", "--save", "labels,probability")
+    layers = opened(viewer, segmented(tmp_path / "tile.png", tiny_model, *options))
     assert len(layers) == 3
     for layer in layers:
         np.testing.assert_allclose(layer.extent.world, layers[0].extent.world)
@@ -291,15 +295,9 @@ def test_annotations_lie_on_the_image(viewer: Any, tmp_path: Path) -> None:
 def test_a_folder_that_the_command_line_names_is_opened_or_explained(
     viewer: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from typer.testing import CliRunner
-
-    images = [tmp_path / f"{name}.png" for name in "ab"]
-    for image in images:
-        Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(image)
     out = tmp_path / "out"
-    options = ["-o", str(out), "--model", str(tiny_model), "--steps", "0"]
-    for image, count in zip(images, (2, 0), strict=True):
-        assert CliRunner().invoke(app, ["segment", str(image), *options]).exit_code == 0
+    for name, count in (("a.png", 2), ("b.png", 0)):
+        segmented(tmp_path / name, tiny_model)
         assert len(opened(viewer, out)) == count
     assert "holds the results of 2 inputs" in messages()[-1]
     assert "a.png" in messages()[-1]
@@ -308,16 +306,19 @@ def test_a_folder_that_the_command_line_names_is_opened_or_explained(
     assert "no finished results" in messages()[-1]
 
 
+def test_folders_of_other_programs_are_left_to_other_readers(tmp_path: Path) -> None:
+    for name in ("run.json", "summary.csv"):
+        (tmp_path / name).write_text("{}")
+        assert get_reader(str(tmp_path)) is None
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "run.json").write_text("{}")
+    assert get_reader(str(tmp_path)) is None
+
+
 def test_what_is_damaged_in_results_hides_nothing_else(
     viewer: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from typer.testing import CliRunner
-
-    image = tmp_path / "a.png"
-    Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(image)
-    options = ["-o", str(tmp_path / "out"), "--model", str(tiny_model), "--steps", "0"]
-    assert CliRunner().invoke(app, ["segment", str(image), *options]).exit_code == 0
-    folder = tmp_path / "out" / "a.png"
+    folder = segmented(tmp_path / "a.png", tiny_model)
     (folder / "objects.parquet").write_bytes(b"no table")
     assert len(opened(viewer, folder)) == 2
     assert "objects.parquet" in messages()[-1]
