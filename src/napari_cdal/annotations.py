@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import napari
-from napari.layers import Image
 from napari.utils.notifications import show_warning
 
 from cdal_engine.errors import CdalError
@@ -14,9 +13,11 @@ from cdal_engine.io.regions import read_regions
 
 from .planes import placement
 from .regions import EDGE, FILL
-from .results import METADATA_KEY
+from .results import images
 
 if TYPE_CHECKING:
+    from napari.layers import Image
+
     from .results import LayerData
 
 __all__ = ["areas"]
@@ -60,12 +61,8 @@ def areas(path: Path) -> list[LayerData]:
 def _image() -> Image | None:
     """The image that is selected, else the only one; neither maps of ours nor stacks."""
     viewer = napari.current_viewer()
-    images = [
-        layer
-        for layer in ([] if viewer is None else viewer.layers)
-        if isinstance(layer, Image) and METADATA_KEY not in layer.metadata and layer.ndim == 2
-    ]
-    active = viewer.layers.selection.active if viewer is not None else None
-    if active in images:
-        return active
-    return images[0] if len(images) == 1 else None
+    if viewer is None:
+        return None
+    planes = [layer for layer in images(viewer) if layer.ndim == 2]
+    active = [layer for layer in planes if layer == viewer.layers.selection.active]
+    return (active or planes)[0] if active or len(planes) == 1 else None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image, Shapes
+from napari.layers import Shapes
 
 from cdal_engine.config import MAX_SAMPLES, ModelConfig, read_model_config
 from cdal_engine.errors import CdalError
@@ -24,7 +24,7 @@ from .planes import (
     plane_of,
 )
 from .regions import Region, in_view, of_shapes, whole
-from .results import METADATA_KEY
+from .results import images
 from .segment_form import MPP_STEP, VOLUME, SegmentForm
 from .settings import preferences
 from .volumes import check_slice
@@ -71,11 +71,7 @@ class Chosen:
 
     def _images(self, _: object = None) -> list[tuple[str, Any]]:
         """Image layers by name, those that the plugin made left out."""
-        return [
-            (layer.name, layer)
-            for layer in self._viewer.layers
-            if isinstance(layer, Image) and METADATA_KEY not in layer.metadata
-        ]
+        return [(layer.name, layer) for layer in images(self._viewer)]
 
     def _scopes(self, _: object = None) -> list[tuple[str, Any]]:
         """What of the image may be segmented; shapes are offered a layer at a time."""

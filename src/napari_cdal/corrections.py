@@ -24,7 +24,7 @@ from cdal_engine.weights import user_folder
 
 from .planes import Plane, full_resolution, placement, plane_of, spacing_of
 from .regions import in_view, of_shapes
-from .results import METADATA_KEY, kind_of
+from .results import METADATA_KEY, images, kind_of
 from .results_folder import pyramid
 
 if TYPE_CHECKING:
@@ -299,13 +299,8 @@ def colours_of(viewer: napari.viewer.Viewer, layer: Labels) -> Colours | None:
 
 def _image_of(viewer: napari.viewer.Viewer, layer: Labels) -> Image | None:
     """The image that labels are of: that of the name they tell; if they tell none, the only one."""
-    images = [
-        each
-        for each in viewer.layers
-        if isinstance(each, Image) and METADATA_KEY not in each.metadata and each.ndim == 2
-    ]
     name = _facts(layer).get("source")
-    found = [each for each in images if name in (None, each.name)]
+    found = [each for each in images(viewer) if each.ndim == 2 and name in (None, each.name)]
     return found[0] if len(found) == 1 else None
 
 

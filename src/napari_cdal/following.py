@@ -9,12 +9,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from napari.layers import Labels
 from napari.qt.threading import create_worker
-from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
-from .measured import recounted, renewed
-from .planes import spacing_of
-from .results import METADATA_KEY
+from .measured import layer_table
 
 __all__ = ["Following"]
 
@@ -65,7 +62,9 @@ class Following:
         labels, table = layer.data.copy(), layer.features
         first, last = self._tables.get(layer, (table, table))
         first = first if last is table else table  # another one since
-        worker = create_worker(_renewed, layer, first, labels, _start_thread=False)
+        plane = labels.shape[-2:]
+        seen = labels.reshape(plane) if labels.size == np.prod(plane) else labels
+        worker = create_worker(layer_table, layer, first, seen, _start_thread=False)
 
         def show(found: Any) -> None:
             if self._worker is not worker or layer.features is not table:  # another table since
@@ -83,16 +82,6 @@ class Following:
         worker.finished.connect(end)
         self._worker = worker
         worker.start()
-
-
-def _renewed(layer: Labels, table: Any, labels: NDArray[np.integer]) -> Any:
-    """The table of labels that were painted on, of a plane or of a volume's classes."""
-    plane = labels.shape[-2:]
-    if labels.size != np.prod(plane):
-        return recounted(table, labels)
-    facts, spacing = layer.metadata.get(METADATA_KEY, {}), spacing_of(layer)
-    mpp = None if spacing is None else spacing[0]
-    return renewed(table, labels.reshape(plane), mpp, facts.get("pixel", 1.0), bool(facts))
 
 
 def _is_painted(layer: Labels) -> bool:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
-__all__ = ["measured", "recounted", "renewed"]
+from .planes import spacing_of
+from .results import METADATA_KEY
+
+if TYPE_CHECKING:
+    from napari.layers import Labels
+
+__all__ = ["layer_table", "measured", "recounted", "renewed"]
 
 _AXES = ("major_axis", "minor_axis")
 _AREAS = ("area_px", "area_um2")
@@ -106,6 +112,15 @@ def renewed(
     if "class" in rows:
         rows["class"] = old["class"].astype(object).reindex(found.index).fillna("object")
     return rows.reset_index()[list(table.columns)]
+
+
+def layer_table(layer: Labels, table: pd.DataFrame, labels: NDArray[np.integer]) -> pd.DataFrame:
+    """The table of a layer's labels, a plane (H, W) or a volume's classes, as they are now."""
+    if labels.ndim > 2:
+        return recounted(table, labels)
+    facts, spacing = layer.metadata.get(METADATA_KEY, {}), spacing_of(layer)
+    mpp = None if spacing is None else spacing[0]
+    return renewed(table, labels, mpp, facts.get("pixel", 1.0), bool(facts))
 
 
 def recounted(table: pd.DataFrame, voxels: NDArray[np.integer]) -> pd.DataFrame:

@@ -148,10 +148,10 @@ class ObjectsWidget(Container[Widget]):
         layer = self._layer
         if layer is None or layer.features is self._features:  # napari says so of new data, too
             return
-        row = self.model.row(int(layer.selected_label))
         if self._same_numbers:
             self._fill()
             return
+        row = self.model.row(int(layer.selected_label))
         at = None if row is None else self.model.position(row)
         self._fill()
         if at is None:

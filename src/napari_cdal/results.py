@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import napari
+    from napari.layers import Image
+
     from cdal_engine.segmentation import Segmentation
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "NOTES",
     "LayerData",
     "features",
+    "images",
     "kind_of",
     "layer_data",
     "placed",
@@ -79,6 +83,17 @@ def features(segmentation: Segmentation, classes: Collection[str]) -> dict[str, 
     for name in (name for name in ("major_axis", "minor_axis") if name in objects):
         columns[f"{name}_px" if mpp is None else f"{name}_um"] = objects[name] * (mpp or 1.0)
     return columns | {name: objects[name] for name in _AS_THEY_ARE if name in objects}
+
+
+def images(viewer: napari.viewer.Viewer) -> list[Image]:
+    """Image layers that the plugin did not make."""
+    from napari.layers import Image
+
+    return [
+        layer
+        for layer in viewer.layers
+        if isinstance(layer, Image) and METADATA_KEY not in layer.metadata
+    ]
 
 
 def kind_of(metadata: Mapping[str, Any]) -> str:

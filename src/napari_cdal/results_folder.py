@@ -213,12 +213,12 @@ def _features(folder: Path, pixel: float = 1.0) -> dict[str, np.ndarray[Any, Any
     try:
         with decoding(path):
             table = pq.read_table(path)
-            columns = {name: table[name].to_numpy() for name in set(table.column_names) - _BOX}
+            wanted = [name for name in table.column_names if name not in _BOX]
+            columns = {name: table[name].to_numpy() for name in wanted}
             columns["label"] = columns["label"].astype(np.int64)
     except CdalError as error:
         show_warning(f"Labels are shown without their table. {error}")
         return {}
-    columns = {name: columns[name] for name in table.column_names if name in columns}
     for name in {"y", "x"} & columns.keys():  # napari's pixel centres are whole numbers
         columns[name] = columns[name] / pixel - 0.5
     return {"index": columns.pop("label"), **columns}

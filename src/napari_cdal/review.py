@@ -327,11 +327,10 @@ class Review:
         """What was painted, beside what was done by keys; takes long for a large region."""
         found = changes(self._base, labels)
         self._noticed = {label: self._noticed.get(label) or now() for label in found}
-        there = set(np.unique(labels).tolist())
         for label, what in found.items():
             done = touched.get(label, {"action": "accepted"})
             gone = done["action"] == "deleted" or "into" in done
-            if done["action"] == "accepted" or (gone and label in there):  # its number, once more
+            if done["action"] == "accepted" or (gone and what != "erased"):  # its number again
                 touched[label] = {"action": what, "when": self._noticed[label]}
         result, numbers = renumbered(self._base, labels, self.copy.next_label)
         touched = renamed(settled(touched, self._base, labels), numbers)

@@ -207,15 +207,8 @@ class ReviewWidget(ReviewForm):
     def _copy_first(self, folder: Path, answer: Answer) -> None:
         """Copy the labels of a slide, which takes long, in another thread; then open the region."""
         worker = create_worker(_copied, folder, answer, _start_thread=False)
-
-        def end(failed: bool, text: str) -> None:
-            self.say(text)
-            if failed:
-                show_error(text)
-            else:
-                self._told(self._open)()
-
-        self._start(worker, end, "Copying the labels; those in the results stay as they are…")
+        text = "Copying the labels; those in the results stay as they are…"
+        self._start(worker, text, then=self._told(self._open))
 
     def _take_copy(self, layer: Labels, answer: Answer) -> str:
         """Hold the corrected copy of a layer; what is to be said about it."""
@@ -324,22 +317,22 @@ class ReviewWidget(ReviewForm):
             return
         colours = colours_of(self._viewer, self._source)
         worker = create_worker(_exported, self.copy, folder, colours, _start_thread=False)
+        self._start(worker, "Exporting…")
 
-        def end(failed: bool, text: str) -> None:
-            self.say(text)
-            if failed:
-                show_error(text)
-
-        self._start(worker, end, "Exporting…")
-
-    def _start(self, worker: Any, end: Callable[[bool, str], None], text: str) -> None:
-        """Start what no region is to be opened beside; at its `end`, whether it failed, and why."""
+    def _start(self, worker: Any, text: str, then: Callable[[], None] | None = None) -> None:
+        """Start what no region is to be opened beside; say how it ended, and go on if well."""
 
         def ended(said: tuple[bool, str]) -> None:
-            if self._worker is worker:  # not closed meanwhile
-                self._worker = None
-                self._show()
-                end(*said)
+            if self._worker is not worker:  # closed meanwhile
+                return
+            failed, outcome = said
+            self._worker = None
+            self._show()
+            self.say(outcome)
+            if failed:
+                show_error(outcome)
+            elif then is not None:
+                then()
 
         worker.returned.connect(ended)
         worker.errored.connect(lambda error: ended((True, f"{type(error).__name__}: {error}")))

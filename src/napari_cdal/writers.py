@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cdal_engine.errors import CdalError
 from cdal_engine.io.records import writing
 
-from .measured import renewed
+from .measured import layer_table
 from .planes import full_resolution, in_micrometres, spacing_of
 from .results import METADATA_KEY, kind_of
 from .sources import ras_affine
@@ -57,7 +57,7 @@ def write_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 
         corner = in_micrometres(layer, np.zeros(layer.ndim))[-2:]
         labels, spacing = _plane(layer), _pixel_size(layer)
-        rows = _properties(_table(layer, labels, spacing))
+        rows = _properties(_table(layer, labels))
         write_labels(aside, labels, spacing, tuple(corner.tolist()), rows)
 
     return _saved(path, data, meta, write, ZARR)
@@ -163,12 +163,9 @@ def _plane(layer: Labels) -> NDArray[np.uint32]:
     return labels.reshape(labels.shape[-2:])
 
 
-def _table(layer: Labels, labels: NDArray[np.uint32], spacing: float | None) -> Any:
+def _table(layer: Labels, labels: NDArray[np.uint32]) -> Any:
     """The table of a layer's labels as they are now; nobody paints on a pyramid."""
-    if layer.multiscale:
-        return layer.features
-    facts = layer.metadata.get(METADATA_KEY, {})
-    return renewed(layer.features, labels, spacing, facts.get("pixel", 1.0), bool(facts))
+    return layer.features if layer.multiscale else layer_table(layer, layer.features, labels)
 
 
 def _properties(table: Any) -> list[dict[str, Any]]:
@@ -204,7 +201,7 @@ def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
 
     labels = _plane(layer)
     nothing = np.full(labels.shape, np.nan, np.float32)
-    objects, table = measure(labels, nothing), _table(layer, labels, mpp)
+    objects, table = measure(labels, nothing), _table(layer, labels)
     kind = kind_of(layer.metadata)
     for name, default in (("score", np.nan), ("agreement", np.nan), ("class", kind)):
         row = {}
