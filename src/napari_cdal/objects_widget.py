@@ -18,6 +18,7 @@ from qtpy.QtCore import QModelIndex, Qt, QTimer
 from qtpy.QtGui import QResizeEvent
 from qtpy.QtWidgets import QSizePolicy, QSplitter
 
+from .clicks import is_click
 from .following import Following
 from .histograms import Histograms
 from .objects_table import ObjectsModel, ObjectsTable
@@ -216,15 +217,12 @@ class ObjectsWidget(Container[Widget]):
 
     def _on_press(self, layer: Labels, event: Any) -> Iterator[None]:
         """Select the object that is clicked on; a drag moves the image, as ever."""
-        yield
-        if event.type == "mouse_move" or layer.mode != "pan_zoom":
+        at = event.position
+        seen = {"view_direction": event.view_direction, "dims_displayed": event.dims_displayed}
+        click = yield from is_click(event)
+        if not click or layer.mode != "pan_zoom":
             return
-        found = layer.get_value(
-            event.position,
-            view_direction=event.view_direction,
-            dims_displayed=event.dims_displayed,
-            world=True,
-        )
+        found = layer.get_value(at, **seen, world=True)
         label = found[-1] if isinstance(found, tuple) else found  # a pyramid tells its level, too
         if label:
             layer.selected_label = int(label)

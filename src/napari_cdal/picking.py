@@ -7,6 +7,7 @@ from typing import Any
 
 from napari.layers import Labels
 
+from .clicks import is_click
 from .review import Review
 
 __all__ = ["Picking"]
@@ -67,15 +68,11 @@ class Picking:
             layer.mode = "pan_zoom"
 
     def _on_mouse(self, layer: Labels, event: Any) -> Iterator[None]:
-        """A click, told from a drag, which moves the picture."""
-        at, dragged = event.position, False
+        at = event.position
         self._review.drawing = layer.mode != "pan_zoom"
-        yield
-        while event.type == "mouse_move":
-            dragged = True
-            yield
+        click = yield from is_click(event)
         self._review.drawing = False
-        if not dragged and layer.mode == "pan_zoom":
+        if click and layer.mode == "pan_zoom":
             y, x = (round(float(n)) for n in layer.world_to_data(at)[-2:])
             height, width = layer.data.shape
             if 0 <= y < height and 0 <= x < width:

@@ -336,8 +336,13 @@ class Review:
         touched = renamed(settled(touched, self._base, labels), numbers)
         return Edit(self.box, result, touched, reviewed)
 
-    def keep(self) -> None:
+    def keep(self) -> bool:
         """Keep a version of what has changed since the last one, in another thread.
+
+        Returns
+        -------
+        bool
+            Whether the last one has been written since this was called before.
 
         Raises
         ------
@@ -345,16 +350,18 @@ class Review:
             If the last one could not be written.
         """
         if self._writing is not None and not self._writing.done():
-            return
+            return False
         done, self._writing = self._writing, None
         if self._unkept:
             self._unkept = False
             now_there = np.array(self.layer.data, np.uint32), dict(self._touched)
             self._writing = self._writer.submit(self._keep, *now_there)
-        if done is not None:
-            self._changed()
-            self._unkept = self._unkept or done.exception() is not None  # to be tried again
-            done.result()
+        if done is None:
+            return False
+        self._changed()
+        self._unkept = self._unkept or done.exception() is not None  # to be tried again
+        done.result()
+        return True
 
     def _keep(self, labels: NDArray[np.uint32], touched: Touched) -> None:
         self.copy.keep(self._edit(labels, touched, reviewed=False))

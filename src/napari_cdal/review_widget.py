@@ -69,6 +69,7 @@ class ReviewWidget(ReviewForm):
         self._picking: Picking | None = None
         self._model = ""  # whose answer is chosen
         self._worker: Any = None  # copies a slide's labels, or exports
+        self._unkept = ""  # why what was done could not be kept
         self.learning = LearnPage(preferences(), self._kept, self._on_model)
         super().__init__(self._choices, self._scopes, self.learning)
         self._connect()
@@ -263,8 +264,17 @@ class ReviewWidget(ReviewForm):
         return act
 
     def _keep(self) -> None:
-        if self.review is not None:
-            self._told(self.review.keep)()
+        """Keep what was done; why it is not kept is napari's message once, not at every try."""
+        if self.review is None:
+            return
+        try:
+            if self.review.keep():
+                self._unkept = ""
+        except CdalError as error:
+            self.say(str(error))
+            if self._unkept != str(error):
+                self._unkept = str(error)
+                show_error(self._unkept)
 
     def _close(self, reviewed: bool) -> None:
         """Write the region, show the corrected labels, and be ready for the next."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QApplication
 
+from napari_cdal import following
 from napari_cdal.histograms import Histograms
+from napari_cdal.measured import layer_table
 from napari_cdal.objects_table import ObjectsModel
 from napari_cdal.objects_widget import ObjectsWidget
 
@@ -98,6 +102,26 @@ def test_a_click_in_the_image_selects_the_row(viewer: Any, qtbot: Any) -> None:
     np.testing.assert_allclose(viewer.scene.camera.center, centre)  # the image stays where it is
 
 
+def test_a_hand_that_moves_a_little_still_clicks_and_a_drag_selects_nothing(
+    viewer: Any, qtbot: Any
+) -> None:
+    layer = spots(viewer)
+    viewer.reset_view()
+    docked_objects(viewer)
+    canvas = viewer.window._qt_viewer.canvas.native
+    for moved, selected in ((QPoint(60, 0), 3), (QPoint(2, 1), 9)):
+        viewer.scene.camera.center = SPOTS[9]
+        layer.selected_label = 3
+        qtbot.wait(QApplication.doubleClickInterval() + 100)
+        middle = QPoint(canvas.width() // 2, canvas.height() // 2)
+        qtbot.mouseMove(canvas, middle)
+        qtbot.mousePress(canvas, Qt.MouseButton.LeftButton, pos=middle)
+        qtbot.mouseMove(canvas, middle + moved)
+        qtbot.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=middle + moved)
+        qtbot.wait(50)
+        assert layer.selected_label == selected
+
+
 def test_the_selected_object_is_found_again_under_its_new_number(viewer: Any, qtbot: Any) -> None:
     layer = spots(viewer)
     widget = docked_objects(viewer)
@@ -113,6 +137,33 @@ def test_the_selected_object_is_found_again_under_its_new_number(viewer: Any, qt
     layer.data = np.where(gone, 0, layer.data)
     layer.features = features[features["index"] != 9]
     assert not widget.table.selectionModel().selectedRows()
+
+
+def test_a_table_that_is_replaced_while_it_is_measured_stays(
+    viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = spots(viewer)
+    layer.metadata["cdal"] = {"what": "labels"}
+    widget = docked_objects(viewer)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        return layer_table(*arguments)
+
+    monkeypatch.setattr(following, "layer_table", slowly)
+    layer.data_setitem(np.nonzero(layer.data == 3), 0)
+    qtbot.waitUntil(begun.is_set)
+    layer.features = layer.features.assign(score=0.25)
+    go_on.set()
+    qtbot.wait(300)  # the table of before comes back, too late
+    assert layer.features["score"].tolist() == [0.25] * 3
+    monkeypatch.setattr(following, "layer_table", layer_table)
+    layer.data_setitem((np.array([53]), np.array([80])), 7)  # and the newer one is followed
+    qtbot.waitUntil(lambda: 3 not in set(layer.features["index"]))
+    assert layer.features.set_index("index").score[9] == 0.25
+    assert widget.model.row(3) is None
 
 
 def test_the_table_follows_what_is_painted(viewer: Any, qtbot: Any) -> None:

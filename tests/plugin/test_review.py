@@ -89,15 +89,20 @@ def press(viewer: Any, qtbot: Any, key: str) -> None:
     qtbot.keyClick(canvas(viewer), code, modifier)
 
 
-def click(viewer: Any, qtbot: Any, widget: ReviewWidget, y: float, x: float) -> None:
-    """Click the pixel of the region's layer."""
+def click(
+    viewer: Any, qtbot: Any, widget: ReviewWidget, y: float, x: float, moved: int = 0
+) -> None:
+    """Click the pixel of the region's layer; `moved` before the button is released."""
     assert widget.review is not None
     world = np.asarray(widget.review.layer.data_to_world((y, x)))[-2:]
     camera, area = viewer.scene.camera, canvas(viewer)
     offset = (world - np.asarray(camera.center)[-2:]) * camera.zoom
     at = QPoint(round(area.width() / 2 + offset[1]), round(area.height() / 2 + offset[0]))
     qtbot.mouseMove(area, at)
-    qtbot.mouseClick(area, Qt.MouseButton.LeftButton, pos=at)
+    qtbot.mousePress(area, Qt.MouseButton.LeftButton, pos=at)
+    if moved:
+        qtbot.mouseMove(area, at + QPoint(moved, 0))
+    qtbot.mouseRelease(area, Qt.MouseButton.LeftButton, pos=at + QPoint(moved, 0))
     qtbot.wait(20)
 
 
@@ -184,7 +189,8 @@ def test_split_by_two_clicks_gives_a_new_number(viewer: Any, qtbot: Any) -> None
     assert review is not None
     review.select(2)
     press(viewer, qtbot, "S")
-    click(viewer, qtbot, widget, *PLACES[1])
+    click(viewer, qtbot, widget, *PLACES[1], moved=3)  # as a hand does
+    click(viewer, qtbot, widget, *PLACES[0], moved=40)  # a drag, which moves the image
     click(viewer, qtbot, widget, *PLACES[4])
     assert review.layer.data[PLACES[1]] == 2
     assert review.layer.data[PLACES[4]] == 5  # the next free one
