@@ -21,10 +21,9 @@ def is_click(event: Any) -> Generator[None, None, bool]:
     event
         Of napari's `mouse_drag_callbacks`, which it renews as the mouse moves.
     """
-    pressed, click = np.array(event.pos), True
-    yield
-    while event.type == "mouse_move":
-        moved = np.abs(event.pos - pressed).sum()
-        click = click and bool(moved < QApplication.startDragDistance())
+    pressed, farthest = np.array(event.pos), 0
+    while True:
         yield
-    return click
+        farthest = max(farthest, int(np.abs(event.pos - pressed).sum()))
+        if event.type != "mouse_move":
+            return farthest < QApplication.startDragDistance()

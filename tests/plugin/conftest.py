@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,13 @@ from cdal_engine.samples import HE_MPP
 
 if TYPE_CHECKING:
     from cdal_engine.config import NetworkConfig
+
+
+@pytest.fixture
+def qtbot(qtbot: Any) -> Any:
+    """As pytest-qt's, which waits five seconds: few on a busy machine."""
+    qtbot.waitUntil = partial(qtbot.waitUntil, timeout=240_000)
+    return qtbot
 
 
 @pytest.fixture

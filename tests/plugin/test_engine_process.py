@@ -239,10 +239,10 @@ def test_a_killed_engine_leaves_what_is_shown(
     viewer.add_image(np.tile(tile, (12, 20, 1)), name="large", rgb=True)
     widget = docked(viewer)
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: "of 3 tiles" in widget.status.value, timeout=PATIENCE * 1000)
+    qtbot.waitUntil(lambda: "of 3 tiles" in widget.status.value)
     for engine in engines():
         engine.kill()
-    qtbot.waitUntil(lambda: not widget.running, timeout=PATIENCE * 1000)
+    qtbot.waitUntil(lambda: not widget.running)
     assert "The engine's process ended" in widget.status.value
     assert "segment a smaller region" in widget.status.value
     assert viewer.layers[-1].name == "labels: large, tiny"
@@ -250,7 +250,7 @@ def test_a_killed_engine_leaves_what_is_shown(
     viewer.layers.clear()
     viewer.add_image(tile, rgb=True)
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: not widget.running, timeout=PATIENCE * 1000)
+    qtbot.waitUntil(lambda: not widget.running)
     assert "objects in" in widget.status.value
 
 

@@ -66,7 +66,7 @@ def test_a_volume_is_offered_first_and_has_no_attention(
     widget.run_button.native.click()
     assert "the viewer shows a volume" in widget.status.value.lower()
     viewer.dims.ndisplay = 2
-    qtbot.waitUntil(lambda: "50 × 40 pixels" in widget.status.value, timeout=10_000)
+    qtbot.waitUntil(lambda: "50 × 40 pixels" in widget.status.value)
 
 
 def test_the_hint_follows_shapes_and_window(
@@ -78,12 +78,12 @@ def test_the_hint_follows_shapes_and_window(
     widget.form.scope.value = shapes
     assert "no region of 'areas'" in widget.status.value.lower()
     shapes.add_rectangles(SQUARE)
-    qtbot.waitUntil(lambda: widget.status.value == "51 × 41 pixels.", timeout=10_000)
+    qtbot.waitUntil(lambda: widget.status.value == "51 × 41 pixels.")
     viewer.scene.camera.zoom = 1
     widget.form.scope.value = "current view"
     assert widget.status.value == "120 × 96 pixels."
     viewer.scene.camera.zoom = 200
-    qtbot.waitUntil(lambda: widget.status.value != "120 × 96 pixels.", timeout=10_000)
+    qtbot.waitUntil(lambda: widget.status.value != "120 × 96 pixels.")
     widget.status.value = "what a run has found"
     viewer.scene.camera.zoom = 50
     qtbot.wait(400)
@@ -118,7 +118,7 @@ def test_the_view_of_a_pyramid_is_what_the_window_shows(
     widget = docked(viewer)
     camera = viewer.scene.camera
     camera.center, camera.zoom = (500, 600), 4
-    qtbot.waitUntil(lambda: layer.data_level == 0, timeout=10_000)
+    qtbot.waitUntil(lambda: layer.data_level == 0)
     camera.zoom = 20
     qtbot.wait(300)
     height, width = viewer.canvas.size
@@ -176,6 +176,6 @@ def test_a_shape_smaller_than_a_pixel_of_the_models_is_one(
     widget = docked(viewer)
     widget.form.scope.value = areas
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: not widget.running, timeout=100_000)
+    qtbot.waitUntil(lambda: not widget.running)
     assert "Region 2" in widget.status.value
     assert "empty" not in widget.status.value

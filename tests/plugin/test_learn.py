@@ -25,8 +25,6 @@ from napari_cdal.segment_widget import SegmentWidget
 
 pytestmark = pytest.mark.gui
 
-PATIENCE = 240_000  # milliseconds, on a busy machine
-
 
 @pytest.fixture
 def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
@@ -78,7 +76,7 @@ def reviewed(viewer: Any, model: str, regions: int = 2, all_one: bool = False) -
 
 
 def finished(widget: ReviewWidget, qtbot: Any) -> str:
-    qtbot.waitUntil(lambda: not widget.learning.running, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: not widget.learning.running)
     return str(widget.learning.status.text())
 
 
@@ -122,7 +120,7 @@ def test_a_model_that_learned_is_named_and_in_the_list(viewer: Any, qtbot: Any, 
     page.minutes.value = 60
     page.learn_button.native.click()
     assert page.running
-    qtbot.waitUntil(lambda: len(page.curve.losses) > 30 or not page.running, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: len(page.curve.losses) > 30 or not page.running)
     page.stop_button.native.click()  # what was learned so far is judged
     said = finished(widget, qtbot)
     assert "the best so far is kept" in said, said
@@ -156,12 +154,12 @@ def test_nothing_is_left_when_napari_is_closed_meanwhile(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     page = reviewed(viewer, own).learning
     page.learn_button.native.click()
-    qtbot.waitUntil(lambda: len(page.curve.losses) > 3, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: len(page.curve.losses) > 3)
     process = page._learning._process._process
     (folder,) = tmp_path.glob("cdal-learning-*")
     assert any(folder.iterdir())
     viewer.close()
-    qtbot.waitUntil(lambda: not folder.exists(), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: not folder.exists())
     assert process.poll() is not None
     assert "mine-corrected" not in available()
 
@@ -209,7 +207,7 @@ def test_a_killed_engine_is_said_and_the_next_is_another(
     widget = reviewed(viewer, own)
     page = widget.learning
     page.learn_button.native.click()
-    qtbot.waitUntil(lambda: len(page.curve.losses) > 3, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: len(page.curve.losses) > 3)
     page._learning._process._process.kill()
     said = finished(widget, qtbot)
     assert "the engine's process ended" in said.lower()
@@ -217,7 +215,7 @@ def test_a_killed_engine_is_said_and_the_next_is_another(
     assert notification_manager.records[-1].message.lower() == said.lower()
     assert not list(tmp_path.glob("cdal-learning-*"))
     page.learn_button.native.click()
-    qtbot.waitUntil(lambda: len(page.curve.losses) > 3, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: len(page.curve.losses) > 3)
     page.stop_button.native.click()
     assert "held-out images" in finished(widget, qtbot)
 
@@ -227,7 +225,7 @@ def test_what_did_not_help_is_said_and_leaves_the_old(viewer: Any, qtbot: Any, o
     widget = reviewed(viewer, own, 2, all_one=True)
     page = widget.learning
     page.learn_button.native.click()
-    qtbot.waitUntil(lambda: len(page.curve.losses) > 30 or not page.running, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: len(page.curve.losses) > 30 or not page.running)
     page.stop_button.native.click()
     said = finished(widget, qtbot)
     assert said.startswith("It did not help: mine stays"), said

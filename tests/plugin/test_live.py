@@ -41,7 +41,7 @@ from napari_cdal.segment_widget import SegmentWidget
 from napari_cdal.volumes import Turn
 from napari_cdal.worker import Run
 
-from .test_segment_widget import PATIENCE, names, run, wait
+from .test_segment_widget import names, run, wait
 
 pytestmark = pytest.mark.gui
 
@@ -137,7 +137,7 @@ def test_the_current_view_is_part_of_the_whole(
     run(widget, qtbot)
     whole = viewer.layers["probability: he, tiny"].data
     viewer.scene.camera.center, viewer.scene.camera.zoom = (40, 60), 12
-    qtbot.waitUntil(lambda: layer.corner_pixels[0, 0] > 0, timeout=10_000)
+    qtbot.waitUntil(lambda: layer.corner_pixels[0, 0] > 0)
     widget.form.scope.value = "current view"
     run(widget, qtbot)
     part = viewer.layers["probability: he, tiny #2"]
@@ -251,20 +251,20 @@ def test_the_sliders_act_on_the_kept_map(
     handle.setFocus()
     for _ in range(5):
         qtbot.keyClick(handle, Qt.Key.Key_Left)
-    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
     assert form.threshold.value < 0.5
     answer = widget._shown.answers[0]
     config = answer.config.with_decoding(threshold=form.threshold.value)
     expected = targets.decode(answer.segmentation.mean, config, 0.25)
     np.testing.assert_array_equal(labels.data, expected)
     form.min_area.value = 50
-    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
     assert (labels.features["area_um2"] >= 50).all()
     assert len(labels.features) < before
     labels.data[:20, :20] = 999  # the user's own work
     mine = labels.data.copy()
     form.threshold.value = 0.8
-    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
     assert "edited" in widget.status.value
     assert form.threshold.value == pytest.approx(config.decode.threshold)  # what they are made with
     np.testing.assert_array_equal(labels.data, mine)
@@ -286,7 +286,7 @@ def test_corrected_labels_are_not_cut_anew(
     assert "edited" in widget.status.value
     review.close_button.native.click()  # nothing was done
     widget.form.threshold.value += 0.05
-    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
     assert labels.data is not first
     second = labels.data
     review.open_button.native.click()
@@ -308,7 +308,7 @@ def test_what_happens_to_layers_meanwhile_is_said(
     widget.form.scope.value = "whole image"
     widget.form.samples.value = 20
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: "uncertainty: a, tiny" in names(viewer), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "uncertainty: a, tiny" in names(viewer))
     image.name, image.scale = "b", (0.5, 0.5)
     wait(widget, qtbot)
     assert "scale was changed" in widget.status.value
@@ -330,7 +330,7 @@ def test_the_sliders_stay_with_the_result_until_there_is_another(
     first = viewer.layers["labels: tile, tiny"]
     assert viewer.layers.selection.active is first
     form.threshold.value = 0.4
-    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
     form.model.value = "other"
     assert (form.threshold.enabled, form.threshold.value) == (True, 0.4)
     widget.run_button.native.click()
@@ -341,7 +341,7 @@ def test_the_sliders_stay_with_the_result_until_there_is_another(
     form.model.value = "tiny"
     before = first.data
     form.threshold.value = 0.6
-    qtbot.waitUntil(lambda: first.data is not before, timeout=30_000)
+    qtbot.waitUntil(lambda: first.data is not before)
     assert "are the model's again" in run(widget, qtbot)
     second = viewer.layers["labels: tile, tiny #2"]
     assert viewer.layers.selection.active is second
@@ -511,7 +511,7 @@ def test_a_removed_result_stays_away(
     viewer.add_image(np.tile(tile, (12, 20, 1)), name="a", rgb=True)
     widget = docked(viewer)
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: "probability: a, tiny" in names(viewer), timeout=60_000)
+    qtbot.waitUntil(lambda: "probability: a, tiny" in names(viewer))
     viewer.layers.remove("probability: a, tiny")
     wait(widget, qtbot)
     assert "probability: a, tiny" not in names(viewer)

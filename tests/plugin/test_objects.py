@@ -333,7 +333,7 @@ def test_a_runs_objects_and_their_histograms(
     assert widget.model.rowCount() == len(labels.features)
     assert {"area_um2", "score", "agreement", "haematoxylin"} <= set(labels.features)
     axes = lambda: widget.histograms.figure.axes  # noqa: E731
-    qtbot.waitUntil(lambda: len(axes()) == 2, timeout=20_000)
+    qtbot.waitUntil(lambda: len(axes()) == 2)
     assert [a.get_xlabel() for a in axes()] == ["area (µm²)", "score"]
     for a in axes():
         assert sum(bar.get_height() for bar in a.patches) == len(labels.features)
@@ -354,5 +354,5 @@ def test_an_area_is_drawn_once(qtbot: Any) -> None:
     qtbot.addWidget(histograms)
     values = np.arange(5.0)
     histograms.show_features(pd.DataFrame(dict.fromkeys(("area_px", "area_um2", "score"), values)))
-    qtbot.waitUntil(lambda: bool(histograms.figure.axes), timeout=20_000)
+    qtbot.waitUntil(lambda: bool(histograms.figure.axes))
     assert [a.get_xlabel() for a in histograms.figure.axes] == ["area (µm²)", "score"]

@@ -96,14 +96,18 @@ def click(
     assert widget.review is not None
     world = np.asarray(widget.review.layer.data_to_world((y, x)))[-2:]
     camera, area = viewer.scene.camera, canvas(viewer)
-    offset = (world - np.asarray(camera.center)[-2:]) * camera.zoom
+    before = camera.center
+    offset = (world - np.asarray(before)[-2:]) * camera.zoom
     at = QPoint(round(area.width() / 2 + offset[1]), round(area.height() / 2 + offset[0]))
     qtbot.mouseMove(area, at)
     qtbot.mousePress(area, Qt.MouseButton.LeftButton, pos=at)
-    if moved:
-        qtbot.mouseMove(area, at + QPoint(moved, 0))
+    for part in (0, 1, 2) if moved else ():
+        qtbot.wait(30)  # moves in quick succession are passed over
+        qtbot.mouseMove(area, at + QPoint(moved * part // 2, 0))
     qtbot.mouseRelease(area, Qt.MouseButton.LeftButton, pos=at + QPoint(moved, 0))
     qtbot.wait(20)
+    if moved:  # napari knows where the image has gone once it is drawn
+        qtbot.waitUntil(lambda: camera.center != before)
 
 
 def ids(labels: NDArray[np.integer]) -> list[int]:
@@ -190,7 +194,7 @@ def test_split_by_two_clicks_gives_a_new_number(viewer: Any, qtbot: Any) -> None
     review.select(2)
     press(viewer, qtbot, "S")
     click(viewer, qtbot, widget, *PLACES[1], moved=3)  # as a hand does
-    click(viewer, qtbot, widget, *PLACES[0], moved=40)  # a drag, which moves the image
+    click(viewer, qtbot, widget, 45, 90, moved=40)  # a drag, which moves the image
     click(viewer, qtbot, widget, *PLACES[4])
     assert review.layer.data[PLACES[1]] == 2
     assert review.layer.data[PLACES[4]] == 5  # the next free one

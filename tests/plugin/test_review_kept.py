@@ -19,7 +19,7 @@ from npe2 import PluginManifest
 from cdal_engine.batch.lock import LOCK
 
 from .test_manifest import MANIFEST
-from .test_review_slides import PATIENCE, corrected, docked, write_results
+from .test_review_slides import corrected, docked, write_results
 
 pytestmark = pytest.mark.gui
 
@@ -81,7 +81,7 @@ def test_killed_napari_loses_nothing_that_was_kept(viewer: Any, results: Path) -
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE / 1000,
+        timeout=120,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     gone, kept = died.stdout.split()
@@ -104,7 +104,7 @@ def test_a_damaged_version_brings_back_the_one_before(
     for number in (1, 2):
         review.delete()
         review.keep()
-        qtbot.waitUntil(lambda n=number: n in review.copy.versions.numbers, timeout=PATIENCE)
+        qtbot.waitUntil(lambda n=number: n in review.copy.versions.numbers)
     left = results.parent / "left"  # as a killed program leaves it
     shutil.copytree(results / "corrected", left, ignore=shutil.ignore_patterns(LOCK))
     viewer.window.remove_dock_widget(widget.native)

@@ -30,9 +30,6 @@ from .test_review import click, press
 
 pytestmark = pytest.mark.gui
 
-PATIENCE = 120_000  # milliseconds, on a busy machine
-
-
 PIXEL = 2  # of the slide, to one of its labels
 
 
@@ -267,7 +264,7 @@ def test_export_says_what_was_corrected(viewer: Any, qtbot: Any, results: Path) 
     widget.reviewed_button.native.click()
     out = results.parent / "exported"
     widget.export(out)
-    qtbot.waitUntil(lambda: "Exported" in widget.status.value, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "Exported" in widget.status.value)
     table = pq.read_table(out / "objects.parquet").to_pydict()
     before = pq.read_table(results / "objects.parquet").to_pydict()
     assert set(table["label"]) == set(before["label"]) - {deleted}
@@ -287,6 +284,6 @@ def test_export_says_what_was_corrected(viewer: Any, qtbot: Any, results: Path) 
     assert len(outlines) == len(table["label"])
     assert of_results(results).facts["model"] == "tiny"
     widget.export(out)
-    qtbot.waitUntil(lambda: "exist already" in widget.status.value, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "exist already" in widget.status.value)
     with pytest.raises(Exception, match="another viewer"):
         CorrectedCopy(results / "corrected", of_results(results))

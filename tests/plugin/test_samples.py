@@ -87,7 +87,7 @@ def test_more_keep_the_threshold_and_what_was_painted(
     widget = docked(viewer)
     run(widget, qtbot)
     widget.form.threshold.value = 0.4
-    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=30_000)
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
     widget.more_button.native.click()
     wait(widget, qtbot)
     assert widget.form.threshold.value == pytest.approx(0.4)
@@ -233,7 +233,7 @@ def test_shortcuts_are_shown_and_nobody_elses(
         assert shortcut.toString(QKeySequence.SequenceFormat.NativeText) in button.text
     window = viewer.window._qt_window
     window.activateWindow()
-    qtbot.waitUntil(window.isActiveWindow, timeout=20_000)
+    qtbot.waitUntil(window.isActiveWindow)
     canvas = viewer.window._qt_viewer.canvas.native
     canvas.setFocus()
     qtbot.waitUntil(lambda: canvas.hasFocus() and widget.run_button.native.isVisible())

@@ -32,7 +32,7 @@ def run(widget: SegmentWidget, qtbot: Any) -> str:
 
 
 def wait(widget: SegmentWidget, qtbot: Any) -> None:
-    qtbot.waitUntil(lambda: not widget.running, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: not widget.running)
 
 
 def names(viewer: Any) -> list[str]:
@@ -115,7 +115,7 @@ def test_what_is_shown_follows_an_image_that_is_moved(
     widget = docked(viewer)
     widget.form.samples.value = 20  # so that much is still to come when the preview is shown
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: "uncertainty: a, tiny" in names(viewer), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "uncertainty: a, tiny" in names(viewer))
     assert widget.running
     source.translate, source.rotate, source.scale = (100, 5), 20, (2, 3)
     wait(widget, qtbot)
@@ -125,7 +125,7 @@ def test_what_is_shown_follows_an_image_that_is_moved(
     labels = viewer.layers["labels: a, tiny"]
     labels.translate = (7, 8)
     widget.form.threshold.value = 0.3
-    qtbot.waitUntil(lambda: not widget.sliders.busy, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
     np.testing.assert_array_equal(labels.translate, (7, 8))
 
 
@@ -151,7 +151,7 @@ def test_cancel_keeps_what_is_finished_and_frees_the_form(
     widget = docked(viewer)
     widget.run_button.native.click()
     assert not widget.run_button.enabled
-    qtbot.waitUntil(lambda: "of 3 tiles" in widget.status.value, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "of 3 tiles" in widget.status.value)
     assert names(viewer)[-1] == "labels: large, tiny"  # the preview is there already
     qtbot.mouseClick(widget.cancel_button.native, Qt.MouseButton.LeftButton)
     wait(widget, qtbot)
@@ -199,7 +199,7 @@ def test_closing_the_dock_stops_the_run(
     viewer.add_image(np.tile(tile, (12, 10, 1)), name="large", rgb=True)
     widget = docked(viewer)
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: widget.progress.value >= 1, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: widget.progress.value >= 1)
     viewer.window.remove_dock_widget(widget.native)
     assert not widget.running
     assert QThreadPool.globalInstance().waitForDone(PATIENCE)
@@ -213,7 +213,7 @@ def test_closing_the_dock_says_what_the_layers_are(
     viewer.add_image(np.tile(tile, (12, 20, 1)), name="large", rgb=True)
     widget = docked(viewer)
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: "labels: large, tiny" in viewer.layers, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "labels: large, tiny" in viewer.layers)
     viewer.window.remove_dock_widget(widget.native)
     assert "what was finished" in notification_manager.records[-1].message
     labels = viewer.layers["labels: large, tiny"]
@@ -227,7 +227,7 @@ def test_closing_the_viewer_stops_the_run(
     viewer.add_image(np.tile(tile, (12, 10, 1)), rgb=True)
     widget = docked(viewer)
     widget.run_button.native.click()
-    qtbot.waitUntil(lambda: widget.progress.value >= 1, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: widget.progress.value >= 1)
     viewer.close()
     assert QThreadPool.globalInstance().waitForDone(PATIENCE)
     qtbot.wait(50)  # pytest-qt fails the test if a late signal finds the widget gone

@@ -275,7 +275,7 @@ def test_the_menu_saves_as_what_was_chosen(
     viewer.add_labels(LABELS, **PLACED)
     choose(monkeypatch, tmp_path / typed, kind)
     save_dialog(viewer)
-    qtbot.waitUntil(lambda: [path.name for path in tmp_path.iterdir()] == [written], timeout=60_000)
+    qtbot.waitUntil(lambda: [path.name for path in tmp_path.iterdir()] == [written])
     kinds = {"tif": "TIFF", "iff": "TIFF", ".gz": "NIfTI", "son": "GeoJSON", "arr": "OME-Zarr"}
     opened = {
         "TIFF": tifffile.imread,
@@ -298,10 +298,10 @@ def test_the_menu_says_what_was_saved_and_what_not(
     labels = viewer.add_labels(LABELS.copy())
     save_dialog(viewer)
     labels.data[:] = 0  # what is painted meanwhile is not in it
-    qtbot.waitUntil(lambda: said[-1] == f"Saved nuclei.tif in {tmp_path}", timeout=60_000)
+    qtbot.waitUntil(lambda: said[-1] == f"Saved nuclei.tif in {tmp_path}")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "nuclei.tif"), LABELS)
     save_dialog(viewer)
-    qtbot.waitUntil(lambda: "Not saved" in said[-1], timeout=60_000)
+    qtbot.waitUntil(lambda: "Not saved" in said[-1])
     assert "exists already (choose another name)" in said[-1]
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "nuclei.tif"), LABELS)
 
