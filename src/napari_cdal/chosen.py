@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from napari.layers import Shapes
 
@@ -27,6 +28,7 @@ from .regions import Region, in_view, of_shapes, whole
 from .results import images
 from .segment_form import MPP_STEP, VOLUME, SegmentForm
 from .settings import preferences
+from .sources import mpp_in_file
 from .volumes import check_slice
 
 if TYPE_CHECKING:
@@ -63,11 +65,25 @@ class Chosen:
         self._viewer = viewer
         self._folders = dict(folders)
         self.layer: Any = None
+        self._in_file: WeakKeyDictionary[Any, float | None] = WeakKeyDictionary()
         self.form = SegmentForm(self._images, self._scopes, _readable(folders), chosen)
 
     def plane(self) -> Plane | None:
         """The plane of the image that is shown."""
         return None if self.layer is None else plane_of(self.layer, self._viewer.dims.point)
+
+    def mpp(self) -> float | None:
+        """Micrometres per pixel as the layer says, else its file, else the model."""
+        plane, config = self.plane(), self.form.config
+        known = self._mpp_in_file() if plane is None or plane.mpp is None else plane.mpp
+        return known or (config and config.image.mpp) or None
+
+    def _mpp_in_file(self) -> float | None:
+        if self.layer is None:
+            return None
+        if self.layer not in self._in_file:
+            self._in_file[self.layer] = mpp_in_file(self.layer)
+        return self._in_file[self.layer]
 
     def _images(self, _: object = None) -> list[tuple[str, Any]]:
         """Image layers by name, those that the plugin made left out."""
@@ -107,9 +123,19 @@ class Chosen:
             notes.append(f". At the model's resolution: {width} × {height}")
         if plane.spacing and max(plane.spacing) > 1.1 * min(plane.spacing):
             notes.append(f". They are not square: taken as {plane.mpp:.3g} µm")
-        elif plane.mpp is None and config.image.mpp == self.form.mpp.value:
-            notes.append(f". Their size is unknown: the model's {config.image.mpp:g} µm is assumed")
+        elif config.image.mpp:
+            notes.append(self._assumption(plane, config.image.mpp))
         return "".join(notes)
+
+    def _assumption(self, plane: Plane, of_model: float) -> str:
+        """Say where the pixels' size comes from, if not from the layer or the user."""
+        entered = self.form.mpp.value
+        in_file = self._mpp_in_file() if plane.mpp is None else None
+        if in_file and abs(in_file - entered) < MPP_STEP:
+            return f". Their size is taken from the file: {in_file:.3g} µm"
+        if not entered or (plane.mpp is None and entered == of_model):
+            return f". Their size is unknown: the model's {of_model:g} µm is assumed"
+        return ""
 
     def _checked(self) -> tuple[Plane, ModelConfig, tuple[Region, ...]]:
         """What would be run; no region: the whole volume."""
@@ -158,8 +184,8 @@ class Chosen:
     def _mpp(self) -> float | None:
         """As entered; what the layer or the model says where the form shows that, rounded."""
         entered = self.form.mpp.value or None
-        plane, config = self.plane(), self.form.config
-        for known in (plane and plane.mpp, config and config.image.mpp):
+        config = self.form.config
+        for known in (self.mpp(), config and config.image.mpp):
             if entered and known and abs(known - entered) < 0.51 * MPP_STEP:
                 return known
         return entered

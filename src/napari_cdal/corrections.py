@@ -22,6 +22,7 @@ from cdal_engine.errors import CdalError
 from cdal_engine.tiling import Box
 from cdal_engine.weights import user_folder
 
+from .measured import mpp_of
 from .planes import Plane, full_resolution, placement, plane_of, spacing_of
 from .regions import in_view, of_shapes
 from .results import METADATA_KEY, images, kind_of
@@ -104,7 +105,7 @@ def answer_of(layer: Labels) -> Answer:
             "agreement": pa.array([row[0] for row in rows], pa.float64()),
         }
     )
-    spacing, pixel = spacing_of(layer), float(facts.get("pixel", 1.0))
+    mpp, pixel = mpp_of(layer), float(facts.get("pixel", 1.0))
     corner = tuple(facts.get("corner", (0.0, 0.0)))
     height, width = (round(n * pixel + at) for n, at in zip(labels.shape, corner, strict=True))
     kept = ("source", "model", "digest", "samples", "steps", "seed")
@@ -112,7 +113,7 @@ def answer_of(layer: Labels) -> Answer:
         labels,
         table,
         {"source": layer.name} | {name: facts[name] for name in kept if name in facts},
-        None if spacing is None else spacing[0] / pixel,
+        None if mpp is None else mpp / pixel,
         (height, width),
         pixel,
         corner,

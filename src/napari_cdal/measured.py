@@ -10,13 +10,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
+from cdal_engine.corrections.classes import drawn_class
+
 from .planes import spacing_of
 from .results import METADATA_KEY
 
 if TYPE_CHECKING:
     from napari.layers import Labels
 
-__all__ = ["layer_table", "measured", "recounted", "renewed"]
+__all__ = ["layer_table", "measured", "mpp_of", "recounted", "renewed"]
 
 _AXES = ("major_axis", "minor_axis")
 _AREAS = ("area_px", "area_um2")
@@ -110,7 +112,8 @@ def renewed(
         rows[name] = rows[name].astype(np.float64)
         rows.loc[other, name] = found.loc[other, name].astype(np.float64)
     if "class" in rows:
-        rows["class"] = old["class"].astype(object).reindex(found.index).fillna("object")
+        kinds = old["class"].astype(object)
+        rows["class"] = kinds.reindex(found.index).fillna(drawn_class(kinds))
     return rows.reset_index()[list(table.columns)]
 
 
@@ -118,9 +121,20 @@ def layer_table(layer: Labels, table: pd.DataFrame, labels: NDArray[np.integer])
     """The table of a layer's labels, a plane (H, W) or a volume's classes, as they are now."""
     if labels.ndim > 2:
         return recounted(table, labels)
+    facts = layer.metadata.get(METADATA_KEY, {})
+    return renewed(table, labels, mpp_of(layer), facts.get("pixel", 1.0), bool(facts))
+
+
+def mpp_of(layer: Labels) -> float | None:
+    """Micrometres per pixel of labels: as their run took them, unless they were scaled since.
+
+    A user may have entered for the run what the layer does not say, or says otherwise.
+    """
     facts, spacing = layer.metadata.get(METADATA_KEY, {}), spacing_of(layer)
-    mpp = None if spacing is None else spacing[0]
-    return renewed(table, labels, mpp, facts.get("pixel", 1.0), bool(facts))
+    if {"mpp", "spacing"} <= set(facts) and np.allclose(facts["spacing"] or 0, spacing or 0):
+        mpp: float | None = facts["mpp"]
+        return mpp
+    return None if spacing is None else spacing[0]
 
 
 def recounted(table: pd.DataFrame, voxels: NDArray[np.integer]) -> pd.DataFrame:

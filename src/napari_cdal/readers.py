@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import napari
 import numpy as np
 from napari.utils.notifications import show_error
 
 from cdal_engine.errors import CdalError
-from cdal_engine.io.dicom import dicom_files
+from cdal_engine.io.dicom import dicom_files, is_dicom, series_of
 from cdal_engine.io.discovery import open_source
 from cdal_engine.io.records import RUN, SUMMARY, is_results_folder
 from cdal_engine.io.source import decoding
 from cdal_engine.io.volumes import says_labels
 
-from .sources import source_layers
+from .sources import SOURCE_KEY, source_layers
 
 if TYPE_CHECKING:
     from .results import LayerData
@@ -58,6 +59,9 @@ def read(path: Paths) -> list[LayerData]:
             from .annotations import areas
 
             return areas(one)
+        if shown := _shown_series(one):
+            shown.status = f"{one.name}: its series is shown already"
+            return list(_NOTHING)  # type: ignore[arg-type]
         return _layers(one)
     except CdalError as error:
         show_error(str(error.at(one)))
@@ -95,6 +99,20 @@ def _one(path: Paths) -> Path | None:
     paths = [Path(p) for p in path]
     series = len({p.parent for p in paths}) == 1 and all(p.suffix == ".dcm" for p in paths)
     return paths[0] if len(paths) == 1 or series else None
+
+
+def _shown_series(path: Path) -> napari.viewer.Viewer | None:
+    """The viewer, if it shows the series that a DICOM file belongs to, opened by another file.
+
+    All files of a series that are dropped at once come one after the other.
+    """
+    viewer = napari.current_viewer()
+    if viewer is None or not is_dicom(path):
+        return None
+    facts = (layer.metadata.get(SOURCE_KEY) for layer in viewer.layers)
+    others = {Path(each["path"]) for each in facts if each} - {path}
+    beside = (other for other in others if other.parent == path.parent and is_dicom(other))
+    return viewer if any(series_of(other) == series_of(path) for other in beside) else None
 
 
 def _is_results(folder: Path) -> bool:

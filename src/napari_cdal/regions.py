@@ -22,6 +22,7 @@ __all__ = ["EDGE", "FILL", "Region", "in_view", "measure_as", "of_shapes", "see_
 
 _PLAIN = "white", "#777777ff"  # fill and edge of shapes in a new layer of napari's
 FILL, EDGE = "#ffffff26", "black"
+_ROUNDED = 1e-6  # pixels by which coordinates on a pixel's edge may be off
 _CORNERS = 64  # of the polygon that stands for an ellipse
 _AREAS = {"rectangle", "polygon", "ellipse"}
 _WAYS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])  # from a window's middle to its corners
@@ -162,8 +163,8 @@ def _ellipse(corners: NDArray[np.float64]) -> NDArray[np.float64]:
 def _within(plane: Plane, start: Any, end: Any) -> Region | None:
     """The box between two points, cut to the plane; None if nothing is left."""
     limits = np.asarray(plane.size)
-    low = np.clip(np.floor(start), 0, limits).astype(int)
-    high = np.clip(np.ceil(end), 0, limits).astype(int)
+    low = np.clip(np.floor(start + _ROUNDED), 0, limits).astype(int)
+    high = np.clip(np.ceil(end - _ROUNDED), 0, limits).astype(int)
     if (high <= low).any():
         return None
     return Region((slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1]))))

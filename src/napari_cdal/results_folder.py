@@ -24,6 +24,7 @@ from cdal_engine.io.source import decoding
 from cdal_engine.io.zarr_images import check_metadata, level_arrays
 
 from .measured import renewed
+from .provenance import trusted
 from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
 from .sources import source_layers
 
@@ -66,6 +67,9 @@ def saved_labels(path: Path) -> list[LayerData]:
             described: dict[str, Any] = {"name": path.name, "features": {}}
             with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
                 described["features"] = _properties(ome["image-label"])  # not ours, or damaged
+            if facts := trusted(zarr.open_group(path, mode="r").attrs.get(METADATA_KEY)):
+                note = {"what": "labels", "note": NOTES["labels"]}
+                described["metadata"] = {METADATA_KEY: facts | note}
             return [(data, {**described, **placement, "multiscale": many}, "labels")]
     return []
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from magicgui.widgets import Container, Label, ProgressBar, PushButton, Widget
 from napari.layers import Shapes
 from napari.utils.notifications import show_error, show_info, show_warning
@@ -165,10 +166,8 @@ class SegmentWidget(Container[Widget]):
             getattr(getattr(layer.events, event), act)(self._fill_resolution)
 
     def _fill_resolution(self, *_: object) -> None:
-        """Fill micrometres per pixel from the layer, else from the model."""
-        plane, config = self._chosen.plane(), self.form.config
-        mpp = (plane and plane.mpp) or (config and config.image.mpp) or 0.0
-        self.form.mpp.value = mpp
+        """Fill in micrometres per pixel as far as they are known."""
+        self.form.mpp.value = self._chosen.mpp() or 0.0
         self._show_hint()
 
     def _show_hint(self, *_: object) -> None:
@@ -296,7 +295,7 @@ class SegmentWidget(Container[Widget]):
             return "The image's data were replaced meanwhile: placed where it was."
         if plane.layer not in self._viewer.layers:
             return "The image's layer is gone: placed where it was."
-        if plane.spacing != spacing_of(plane.layer):
+        if not np.allclose(plane.spacing or 0, spacing_of(plane.layer) or 0):
             return "The image's scale was changed meanwhile: sizes are in the earlier one."
         if self._shown.answers and not self._shown.present:
             return "Its labels were removed: run again to have them."

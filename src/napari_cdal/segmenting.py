@@ -14,6 +14,7 @@ from cdal_engine.errors import Cancelled, CdalError
 from .decode import inside, with_more
 from .jobs import Answer, Job
 from .live import answer, live
+from .planes import Plane
 from .reading import read
 from .regions import Region
 from .volumes import axes_of, for_layer
@@ -97,6 +98,7 @@ class Segmenting:
             "steps": job.steps,
             "seed": job.seed,
             "classes": segmenter.model.config.classes,
+            "axes": job.plane.axes,
         }
 
     def _region(self, segmenter: Segmenter, region: Region, facts: dict[str, Any]) -> None:
@@ -123,7 +125,7 @@ class Segmenting:
                     offset=(*map(float, job.plane.index), *centre),
                     step=step,
                     mask=mask,
-                    facts={**facts, "mpp": result.mpp, "pixel": step, "corner": corner},
+                    facts={**facts, **_place(job.plane, result.mpp, corner, step)},
                     colours=seen.colours,
                 )
             )
@@ -182,3 +184,11 @@ class Segmenting:
 
     def _report_slices(self, number: int, runs: int, done: int, total: int) -> bool:
         return self._report(number + done / total, runs)
+
+
+def _place(
+    plane: Plane, mpp: float | None, corner: tuple[float, float], step: float
+) -> dict[str, Any]:
+    """Where a region's labels lie in the image, and how large their pixels are."""
+    spacing = plane.spacing and tuple(each * step for each in plane.spacing)
+    return {"mpp": mpp, "spacing": spacing, "pixel": step, "corner": corner}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Labels, Layer
+from napari.utils.notifications import ErrorNotification, notification_manager
 
 from .planes import placement
 from .results import CORRECTED_KEY, METADATA_KEY, LayerData, layer_data
@@ -68,10 +69,20 @@ class ShownRun:
         self._pending += [(part, title, data) for title, data in reversed(made.items())]
 
     def add_next(self) -> bool:
-        """Add or update one layer; False if there is none left."""
+        """Add or update one layer; False if there is none left.
+
+        What napari or a plugin makes of a layer wrongly is told, and keeps nothing from going on.
+        """
         if not self._pending:
             return False
-        part, title, (data, arguments, kind) = self._pending.pop(0)
+        try:
+            self._add(*self._pending.pop(0))
+        except Exception as error:
+            notification_manager.dispatch(ErrorNotification(error))
+        return True
+
+    def _add(self, part: int, title: str, made: LayerData) -> None:
+        data, arguments, kind = made
         layers = self._layers.setdefault(part, {})
         layer = layers.get(title)
         if layer is None:
@@ -94,7 +105,6 @@ class ShownRun:
             layer.editable = not self._held
             if layer in self._viewer.layers:
                 self._ours[part] = data.copy()
-        return True
 
     def _follow(self, part: int, title: str, arguments: dict[str, Any]) -> None:
         """Put a layer where its image is, if that was moved; where the user put it, otherwise."""
@@ -116,11 +126,15 @@ class ShownRun:
         present = [every.index(other) for other in siblings.values() if other in every]
         camera = self._viewer.scene.camera
         seen = camera.center, camera.zoom
+        over = self._viewer.mouse_over_canvas
+        # napari fails to say what lies below a mouse that has not moved since it went to 3-D.
+        self._viewer.mouse_over_canvas = False
         every.insert(min(present, default=len(every)), layer)
         camera.center, camera.zoom = seen  # napari shows all again when a slider is added
         if isinstance(layer, Labels) and (active == source or _is_earlier(active, layer)):
             active = layer  # compared by ==: they may be proxies
         every.selection.active = active
+        self._viewer.mouse_over_canvas = over
 
     def _mine(self) -> list[Layer]:
         return [layer for layers in self._layers.values() for layer in layers.values()]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from cdal_engine.errors import CdalError
+from cdal_engine.io.discovery import open_source
+
 if TYPE_CHECKING:
+    from napari.layers import Image
+
     from cdal_engine.io.source import Source
 
     from .results import LayerData
 
-__all__ = ["SOURCE_KEY", "ras_affine", "source_layers", "volume_placement"]
+__all__ = ["SOURCE_KEY", "mpp_in_file", "ras_affine", "source_layers", "volume_placement"]
 
 SOURCE_KEY = "cdal_source"  # in a layer's metadata: the file, the order of its axes and its affine
 _SHOWN = 0.5, 99.8  # percentiles of a volume's intensities
@@ -64,6 +71,17 @@ def source_layers(source: Source, as_labels: bool = False) -> list[LayerData]:
         "metadata": {SOURCE_KEY: facts},
     }
     return [(levels if len(levels) > 1 else levels[0], arguments, "image")]
+
+
+def mpp_in_file(layer: Image) -> float | None:
+    """Micrometres per pixel as an image's file says; napari reads a TIFF or PNG without."""
+    data = layer.data[0] if layer.multiscale else layer.data
+    size = tuple(data.shape[:-1] if layer.rgb else data.shape)
+    if layer.source.path is not None:
+        with suppress(CdalError):  # another program's, or gone
+            source = open_source(Path(layer.source.path))
+            return source.mpp if tuple(source.shape) == size else None
+    return None
 
 
 def volume_placement(affine: np.ndarray[Any, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from cdal_engine.errors import CdalError
 from cdal_engine.io.records import writing
 
-from .measured import layer_table
+from .measured import layer_table, mpp_of
 from .planes import full_resolution, in_micrometres, spacing_of
+from .provenance import to_json
 from .results import METADATA_KEY, kind_of
-from .sources import ras_affine
+from .sources import SOURCE_KEY, ras_affine
 
 if TYPE_CHECKING:
     from cdal_engine.segmentation import Segmentation
@@ -41,6 +42,7 @@ GEOJSON = (".geojson",)
 NIFTI = (".nii.gz", ".nii")
 TIFF = (".tif", ".tiff")
 ZARR = (".ome.zarr", ".zarr")
+_COLOURS = ("red", "green", "blue", "haematoxylin")
 _MOST_ROWS = 20_000  # of a table; the metadata have no room for more
 _Write = Callable[[Path, Labels], None]
 
@@ -48,17 +50,22 @@ _Write = Callable[[Path, Labels], None]
 def write_zarr(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Save a plane of labels as OME-Zarr: a pyramid with scale and place in micrometres.
 
-    The table goes along, as the format's properties of labels, up to some thousand objects; what a
-    person changed is measured anew.
+    Which run they are of, and where they lie in its image, is kept beside the format's own
+    metadata. The table goes along, as the format's properties of labels, up to some thousand
+    objects; what a person changed is measured anew.
     """
 
     def write(aside: Path, layer: Labels) -> None:
+        import zarr
+
         from cdal_engine.io.ome_zarr import write_labels
 
         corner = in_micrometres(layer, np.zeros(layer.ndim))[-2:]
         labels, spacing = _plane(layer), _pixel_size(layer)
         rows = _properties(_table(layer, labels))
         write_labels(aside, labels, spacing, tuple(corner.tolist()), rows)
+        if facts := to_json(layer.metadata.get(METADATA_KEY, {})):
+            zarr.open_group(aside, mode="r+").attrs[METADATA_KEY] = facts
 
     return _saved(path, data, meta, write, ZARR)
 
@@ -77,7 +84,8 @@ def write_tiff(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 def write_nifti(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Save labels as NIfTI: where they lie in the viewer, in millimetres.
 
-    The viewer's axes count as superior, posterior, left; pixels of unknown size as 1 mm.
+    The viewer's axes count as superior, posterior, left; pixels of unknown size as 1 mm. Labels of
+    a volume that was read here have its order of axes, voxel by voxel; others left first.
     """
 
     def write(aside: Path, layer: Labels) -> None:
@@ -92,8 +100,8 @@ def write_nifti(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         matrix[new:3, 3] = origin / 1000
         labels = _ids(layer)
         labels = labels.reshape((1,) * new + labels.shape)
-        # Last axis first, as NIfTI counts: of a volume read here, the file's own order.
-        write_placed_labels(aside, labels.T, ras_affine(matrix[:, (2, 1, 0, 3)]))
+        order = _file_order(layer)
+        write_placed_labels(aside, labels.transpose(order), ras_affine(matrix[:, (*order, 3)]))
 
     return _saved(path, data, meta, write, NIFTI)
 
@@ -106,7 +114,8 @@ def write_geojson(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 
         facts = layer.metadata.get(METADATA_KEY, {})
         pixel, corner = facts.get("pixel", 1.0), facts.get("corner", (0.0, 0.0))
-        spacing = _pixel_size(layer)
+        _square(spacing_of(layer))
+        spacing = mpp_of(layer)
         found = _measured(layer, spacing, pixel)
         shape = tuple(
             round(n * pixel + at) for n, at in zip(found.labels.shape, corner, strict=True)
@@ -189,9 +198,25 @@ def _pixel_size(layer: Labels) -> float | None:
     ends = np.stack([in_micrometres(layer, e) - origin for e in np.eye(layer.ndim)[-2:]])[:, -2:]
     if not np.allclose(ends, np.diag(spacing), rtol=1e-3, atol=1e-3 * max(spacing)):
         raise CdalError("the layer is turned", "save as NIfTI, which keeps its place")
+    return _square(spacing)
+
+
+def _square(spacing: tuple[float, float] | None) -> float | None:
+    """Side of a pixel; refuses sides that differ."""
+    if spacing is None:
+        return None
     if not np.isclose(*spacing, rtol=1e-3):
         raise CdalError("its pixels are not square", "save as NIfTI, which keeps their sides")
     return spacing[0]
+
+
+def _file_order(layer: Labels) -> tuple[int, ...]:
+    """Which of three axes each axis of a NIfTI file is to be: of a volume's file, its own."""
+    for key in (METADATA_KEY, SOURCE_KEY):
+        axes = layer.metadata.get(key, {}).get("axes")
+        if axes is not None and layer.ndim == len(axes):
+            return tuple(np.argsort(axes).tolist())
+    return 2, 1, 0
 
 
 def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
@@ -202,6 +227,10 @@ def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
     labels = _plane(layer)
     nothing = np.full(labels.shape, np.nan, np.float32)
     objects, table = measure(labels, nothing), _table(layer, labels)
+    known = {"index", *_COLOURS} & set(table)
+    if {"index"} < known:  # of the image, which is not at hand here
+        rows = table.drop_duplicates("index").set_index("index").reindex(objects["label"])
+        objects |= {name: rows[name].to_numpy(float) for name in known - {"index"}}
     kind = kind_of(layer.metadata)
     for name, default in (("score", np.nan), ("agreement", np.nan), ("class", kind)):
         row = {}

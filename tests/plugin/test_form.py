@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QSlider
 
+from cdal_engine.io.results import write_plane
 from napari_cdal.review_widget import ReviewWidget
 from napari_cdal.segment_widget import SegmentWidget
 
@@ -162,6 +163,39 @@ def test_the_layers_resolution_is_taken_as_it_is_where_the_field_rounds_it(
     assert widget._chosen.job().mpp == pytest.approx(0.22734, rel=1e-9)
     widget.form.mpp.value = 0.23
     assert widget._chosen.job().mpp == 0.23
+
+
+def test_where_the_pixels_size_comes_from_is_said(
+    viewer: Any, docked: Any, tile: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    write_plane(tmp_path / "tile.tif", tile, 0.4, rgb=True)
+    (known,) = viewer.open(tmp_path / "tile.tif", plugin="napari")  # which keeps no size
+    widget = docked(viewer)
+    assert widget.form.mpp.value == pytest.approx(0.4, abs=1e-4)
+    assert "taken from the file: 0.4 µm" in widget.status.value
+    assert widget._chosen.job().mpp == pytest.approx(0.4, rel=1e-6)
+    widget.form.mpp.value = 0.3
+    assert "file" not in widget.status.value
+    known.scale, known.units = (0.2, 0.2), ("um", "um")
+    assert widget.form.mpp.value == 0.2
+    assert "size" not in widget.status.value
+    widget.form.mpp.value = 0
+    assert "size is unknown: the model's 0.25 µm is assumed" in widget.status.value
+    viewer.layers.clear()
+    viewer.add_image(tile, rgb=True)
+    assert widget.form.mpp.value == 0.25
+    assert "size is unknown: the model's 0.25 µm is assumed" in widget.status.value
+
+
+def test_a_shape_on_the_edges_of_pixels_takes_no_more(
+    viewer: Any, docked: Any, tile: NDArray[np.uint8]
+) -> None:
+    placed = {"scale": (0.499,) * 2, "units": ("um",) * 2}
+    viewer.add_image(np.tile(tile, (6, 6, 1)), rgb=True, name="a", **placed)
+    corners = np.array([[100, 130], [100, 530], [500, 530], [500, 130]]) - 0.5
+    widget = docked(viewer)
+    widget.form.scope.value = viewer.add_shapes([corners], shape_type="rectangle", **placed)
+    assert widget.status.value.startswith("400 × 400 pixels")
 
 
 def test_a_shape_smaller_than_a_pixel_of_the_models_is_one(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from napari.layers import Image as Layer
+from napari.utils.notifications import notification_manager
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,6 +41,7 @@ from napari_cdal.review_widget import ReviewWidget
 from napari_cdal.segment_widget import SegmentWidget
 from napari_cdal.volumes import Turn
 from napari_cdal.worker import Run
+from napari_cdal.writers import write_nifti
 
 from .test_segment_widget import names, run, wait
 
@@ -397,6 +399,10 @@ def test_a_volume_gives_what_the_command_line_gives(
     own = np.argsort(viewer.layers[0].metadata["cdal_source"]["axes"])
     np.testing.assert_array_equal(labels.data.transpose(own), np.asarray(written.dataobj))
     np.testing.assert_array_equal(labels.extent.world, viewer.layers[0].extent.world)
+    write_nifti(str(tmp_path / "saved.nii.gz"), *labels.as_layer_data_tuple()[:2])
+    saved = nib.load(tmp_path / "saved.nii.gz")
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), np.asarray(written.dataobj))
+    np.testing.assert_allclose(saved.affine, written.affine, atol=1e-5)
     assert "Anterior" in status
     assert "mm³" in status
     assert not mri.form.threshold.enabled  # classes have none
@@ -404,6 +410,26 @@ def test_a_volume_gives_what_the_command_line_gives(
     pd.testing.assert_frame_equal(
         pd.DataFrame(reopened["features"]), labels.features, check_dtype=False
     )
+
+
+@pytest.mark.filterwarnings("ignore:Contours are not displayed")
+def test_a_volume_is_segmented_while_it_is_shown_in_3d(
+    viewer: Any, mri: SegmentWidget, qtbot: Any
+) -> None:
+    """With the mouse at rest on it, where napari does not know what it points at."""
+    viewer.dims.ndisplay = 3
+    viewer.mouse_over_canvas = True
+    said: list[str] = []
+    notification_manager.notification_ready.connect(lambda event: said.append(event.message))
+    assert "Anterior" in run(mri, qtbot)
+    assert said == []
+    assert viewer.mouse_over_canvas
+    assert [name.split(":")[0] for name in names(viewer)[1:]] == [
+        "uncertainty",
+        "probability of anterior",
+        "probability of posterior",
+        "labels",
+    ]
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -272,6 +272,18 @@ def test_the_menu_opens_a_dicom_series_once(
     assert sorted(layer.ndim for layer in viewer.layers) == [2, 3]
 
 
+def test_files_of_a_dicom_series_that_are_dropped_together_are_one(
+    viewer: Any, shared_data: Path
+) -> None:
+    folder = shared_data / "dicom" / "Study1_13_HCropVolume"
+    files = sorted(map(str, folder.glob("*.dcm")))
+    assert len(files) > 1
+    viewer.open(files, stack=False, plugin="napari-cdal")  # as a drop does
+    (layer,) = viewer.layers
+    assert layer.data.size == np.prod(open_source(folder).shape)
+    assert "shown already" in viewer.status
+
+
 def test_annotations_lie_on_the_image(viewer: Any, tmp_path: Path) -> None:
     image = viewer.add_image(np.zeros((60, 80, 3), np.uint8), scale=(0.5, 0.5), translate=(7, 3))
     viewer.add_image(np.zeros((5, 60, 80)), name="a stack")

@@ -430,6 +430,28 @@ def test_fields_have_names_for_screen_readers(viewer: Any, docked: Any) -> None:
     assert form.image.native.accessibleName() == "Image"
 
 
+def test_a_layer_that_another_plugin_fails_on_does_not_stop_the_run(
+    viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
+) -> None:
+    viewer.add_image(tile, name="tile", rgb=True)
+    widget = docked(viewer)
+
+    def fail(event: Any) -> None:
+        if event.value.name.startswith("uncertainty"):
+            raise ValueError("another plugin's fault")
+
+    viewer.layers.events.inserted.connect(fail)
+    said: list[str] = []
+    notification_manager.notification_ready.connect(lambda event: said.append(event.message))
+    assert "objects in" in run(widget, qtbot)
+    assert any("another plugin's fault" in text for text in said)
+    kinds = {name.split(":")[0] for name in names(viewer)}
+    assert {"labels", "probability", "attention"} <= kinds
+    widget.form.threshold.value += 0.05
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
+    assert widget.run_button.enabled
+
+
 def test_the_window_has_its_turn_between_layers(
     viewer: Any, docked: Any, qtbot: Any, tile: NDArray[np.uint8]
 ) -> None:

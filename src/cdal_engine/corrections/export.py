@@ -23,6 +23,7 @@ from ..io.records import writing
 from ..io.results import write_plane
 from ..io.tables import TableWriter, object_table
 from ..tiling import Box
+from .classes import drawn_class
 from .corrected import RECORD, CorrectedCopy
 
 __all__ = ["Colours", "export", "pieces", "training_folder"]
@@ -104,6 +105,7 @@ def _measured(
     rows = pq.read_table(copy.folder / "answer.parquet").to_pydict()
     values = zip(rows["class"], rows["score"], rows["agreement"], strict=True)
     known = dict(zip(rows["label"], values, strict=True))
+    drawn = drawn_class(rows["class"]), np.nan, np.nan
     other = copy.changed  # no score of the model's is of them
     labels = copy.labels
     empty = True
@@ -117,7 +119,7 @@ def _measured(
         for axis, at in zip("yx", corner, strict=True):
             for name in (axis, f"{axis}0", f"{axis}1"):
                 objects[name] = objects[name] + at
-        every = [known.get(int(n), ("object", np.nan, np.nan)) for n in objects["label"]]
+        every = [known.get(int(n), drawn) for n in objects["label"]]
         said = [np.nan if int(n) in other else 1.0 for n in objects["label"]]
         objects["class"] = np.array([row[0] for row in every], np.str_)
         for column, name in enumerate(("score", "agreement"), 1):

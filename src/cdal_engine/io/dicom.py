@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import CdalError
 from .source import Source
 
-__all__ = ["dicom_files", "dicom_inputs", "is_dicom", "is_uncompressed", "open_dicom"]
+__all__ = ["dicom_files", "dicom_inputs", "is_dicom", "is_uncompressed", "open_dicom", "series_of"]
 
 _SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _MAGIC = slice(128, 132)
@@ -80,23 +80,26 @@ def dicom_inputs(folder: Path) -> list[Path]:
     if not files:
         return []
     try:
-        import pydicom
+        import pydicom  # noqa: F401
     except ImportError:
         return [folder]
     first: dict[str, Path] = {}
     for path in files:
-        if _is_deflated(path):  # opening it says so
-            first.setdefault(str(path), path)
-            continue
-        try:
-            tags = pydicom.dcmread(
-                path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True
-            )
-        except Exception:  # damaged: opening it says so
-            first.setdefault(str(path), path)
-        else:
-            first.setdefault(str(tags.get("SeriesInstanceUID", "")), path)
+        first.setdefault(series_of(path), path)
     return [folder] if len(first) == 1 else sorted(first.values())
+
+
+def series_of(path: Path) -> str:
+    """What files of one series have in common; of a damaged one its path: opening it says so."""
+    if _is_deflated(path):
+        return str(path)
+    try:
+        import pydicom
+
+        tags = pydicom.dcmread(path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True)
+    except Exception:
+        return str(path)
+    return str(tags.get("SeriesInstanceUID", ""))
 
 
 def open_dicom(path: Path) -> Source:
