@@ -22,6 +22,7 @@ from .planes import (
     check_shown,
     check_volume_memory,
     enlargement,
+    full_resolution,
     plane_of,
 )
 from .regions import Region, in_view, of_shapes, whole
@@ -65,7 +66,7 @@ class Chosen:
         self._viewer = viewer
         self._folders = dict(folders)
         self.layer: Any = None
-        self._in_file: WeakKeyDictionary[Any, float | None] = WeakKeyDictionary()
+        self._in_file: WeakKeyDictionary[Any, tuple[Any, float | None]] = WeakKeyDictionary()
         self.form = SegmentForm(self._images, self._scopes, _readable(folders), chosen)
 
     def plane(self) -> Plane | None:
@@ -81,9 +82,12 @@ class Chosen:
     def _mpp_in_file(self) -> float | None:
         if self.layer is None:
             return None
-        if self.layer not in self._in_file:
-            self._in_file[self.layer] = mpp_in_file(self.layer)
-        return self._in_file[self.layer]
+        shape = full_resolution(self.layer).shape
+        known, mpp = self._in_file.get(self.layer, (None, None))
+        if known != shape:  # not looked at, or its data were replaced
+            mpp = mpp_in_file(self.layer)
+            self._in_file[self.layer] = shape, mpp
+        return mpp
 
     def _images(self, _: object = None) -> list[tuple[str, Any]]:
         """Image layers by name, those that the plugin made left out."""
@@ -131,9 +135,9 @@ class Chosen:
         """Say where the pixels' size comes from, if not from the layer or the user."""
         entered = self.form.mpp.value
         in_file = self._mpp_in_file() if plane.mpp is None else None
-        if in_file and abs(in_file - entered) < MPP_STEP:
+        if in_file and abs(in_file - entered) < 0.51 * MPP_STEP:
             return f". Their size is taken from the file: {in_file:.3g} µm"
-        if not entered or (plane.mpp is None and entered == of_model):
+        if not entered or (plane.mpp is None and in_file is None and entered == of_model):
             return f". Their size is unknown: the model's {of_model:g} µm is assumed"
         return ""
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cdal_engine.corrections.classes import drawn_class
 from cdal_engine.corrections.corrected import CorrectedCopy
 from cdal_engine.tiling import Box, surround, within
 
@@ -54,10 +53,9 @@ class CorrectedTable:
                 if known["area_px"] < row["area_px"]:  # of the region that has all of it
                     found[row["index"]] = row
         same = table[~table["index"].isin(changed)]
-        kinds = dict(zip(table["index"], table.get("class", [""] * len(table)), strict=True))
-        drawn = drawn_class(kinds.values())
+        kinds = dict(zip(table["index"], table.get("class", ["object"] * len(table)), strict=True))
         rows = [
-            row | {"class": kinds.get(index, drawn)}
+            row | {"class": kinds.get(index, self._copy.kind)}
             for index, row in found.items()
             if index in changed
         ]

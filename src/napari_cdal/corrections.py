@@ -117,6 +117,7 @@ def answer_of(layer: Labels) -> Answer:
         (height, width),
         pixel,
         corner,
+        kind_of(layer.metadata),
     )
 
 

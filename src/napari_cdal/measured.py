@@ -10,18 +10,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
-from cdal_engine.corrections.classes import drawn_class
-
 from .planes import spacing_of
-from .results import METADATA_KEY
+from .results import METADATA_KEY, kind_of
 
 if TYPE_CHECKING:
     from napari.layers import Labels
 
-__all__ = ["layer_table", "measured", "mpp_of", "recounted", "renewed"]
+__all__ = ["layer_table", "measured", "mpp_of", "numbers", "recounted", "renewed"]
 
 _AXES = ("major_axis", "minor_axis")
 _AREAS = ("area_px", "area_um2")
+_SAME_SCALE = 1e-3  # sides that differ by less are written as one
 _OFF, _ROUNDED = 1e-3, 1e-6  # pixels that a centroid may be off; part that an area may
 
 
@@ -76,6 +75,7 @@ def renewed(
     spacing: float | None,
     pixel: float = 1.0,
     ours: bool = True,
+    kind: str = "object",
 ) -> pd.DataFrame:
     """The table of labels as they are now.
 
@@ -96,6 +96,8 @@ def renewed(
     ours : bool
         Whether the table is known to be of this plugin; of another program's, where most rows do
         not say what is measured here, nothing is changed.
+    kind : str
+        Class of what has no row yet.
     """
     if "index" not in table or not _are_ids(labels):
         return table
@@ -108,12 +110,11 @@ def renewed(
         return table
     rows = old.loc[same].reindex(found.index)
     other = rows.index.difference(same)
-    for name in _numbers(old, found.columns):
+    for name in numbers(old, found.columns):
         rows[name] = rows[name].astype(np.float64)
         rows.loc[other, name] = found.loc[other, name].astype(np.float64)
     if "class" in rows:
-        kinds = old["class"].astype(object)
-        rows["class"] = kinds.reindex(found.index).fillna(drawn_class(kinds))
+        rows["class"] = old["class"].astype(object).reindex(found.index).fillna(kind)
     return rows.reset_index()[list(table.columns)]
 
 
@@ -122,7 +123,8 @@ def layer_table(layer: Labels, table: pd.DataFrame, labels: NDArray[np.integer])
     if labels.ndim > 2:
         return recounted(table, labels)
     facts = layer.metadata.get(METADATA_KEY, {})
-    return renewed(table, labels, mpp_of(layer), facts.get("pixel", 1.0), bool(facts))
+    pixel, kind = facts.get("pixel", 1.0), kind_of(layer.metadata)
+    return renewed(table, labels, mpp_of(layer), pixel, bool(facts), kind)
 
 
 def mpp_of(layer: Labels) -> float | None:
@@ -131,7 +133,9 @@ def mpp_of(layer: Labels) -> float | None:
     A user may have entered for the run what the layer does not say, or says otherwise.
     """
     facts, spacing = layer.metadata.get(METADATA_KEY, {}), spacing_of(layer)
-    if {"mpp", "spacing"} <= set(facts) and np.allclose(facts["spacing"] or 0, spacing or 0):
+    if {"mpp", "spacing"} <= set(facts) and np.allclose(
+        facts["spacing"] or 0, spacing or 0, rtol=_SAME_SCALE
+    ):
         mpp: float | None = facts["mpp"]
         return mpp
     return None if spacing is None else spacing[0]
@@ -162,10 +166,10 @@ def _are_ids(labels: NDArray[np.integer]) -> bool:
 def _unchanged(old: pd.DataFrame, found: pd.DataFrame) -> NDArray[np.bool_]:
     """Which rows are of the outlines that were found."""
     same = np.ones(len(old), bool)
-    for name in _numbers(old, ("y", "x")):
+    for name in numbers(old, ("y", "x")):
         same &= (old[name] - found[name]).abs().to_numpy(float) < _OFF
     fits = []
-    for name in _numbers(old, set(_AREAS) & set(found)):
+    for name in numbers(old, set(_AREAS) & set(found)):
         ratio = old[name].to_numpy(float) / found[name].to_numpy(float)
         fits.append(np.abs(ratio - 1) < _ROUNDED)
         if same.sum() > 1 and not (same & fits[-1]).any():  # the layer's scale was changed since
@@ -176,6 +180,6 @@ def _unchanged(old: pd.DataFrame, found: pd.DataFrame) -> NDArray[np.bool_]:
     return same
 
 
-def _numbers(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
+def numbers(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
     """Those of the names that are columns of numbers."""
     return [name for name in names if name in table and is_numeric_dtype(table[name])]

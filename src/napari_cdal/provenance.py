@@ -10,6 +10,7 @@ from typing import Any
 __all__ = ["to_json", "trusted"]
 
 _LONGEST, _MOST = 1000, 1000  # characters of a name, classes
+_FARTHEST = 1e9  # pixels or micrometres
 
 
 def to_json(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,18 +48,24 @@ def _number(value: Any) -> float:
 
 
 def _length(value: Any) -> float:
-    if _number(value) <= 0:
+    if not 1 / _FARTHEST <= _number(value) <= _FARTHEST:
+        raise ValueError
+    return float(value)
+
+
+def _place(value: Any) -> float:
+    if not 0 <= _number(value) <= _FARTHEST:
         raise ValueError
     return float(value)
 
 
 def _whole(value: Any) -> int:
-    if int(_number(value)) != value:
+    if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError
-    return int(value)
+    return value
 
 
-def _pair(value: Any, read: Callable[[Any], float] = _number) -> tuple[float, float]:
+def _pair(value: Any, read: Callable[[Any], float] = _place) -> tuple[float, float]:
     first, second = value
     return read(first), read(second)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import napari
 import numpy as np
 from napari.utils.notifications import show_error
 
@@ -17,7 +17,7 @@ from cdal_engine.io.records import RUN, SUMMARY, is_results_folder
 from cdal_engine.io.source import decoding
 from cdal_engine.io.volumes import says_labels
 
-from .sources import SOURCE_KEY, source_layers
+from .sources import source_layers
 
 if TYPE_CHECKING:
     from .results import LayerData
@@ -26,7 +26,30 @@ __all__ = ["get_reader", "read"]
 
 Paths = str | Sequence[str]
 _RESULTS = ("labels.tif", "labels.ome.zarr", "labels.nii.gz", "maps.ome.zarr", "objects.parquet")
+_AT_ONCE = 1.0  # seconds between files of one drop
 _NOTHING = [(None,)]  # napari's sign for: read, and there is nothing to add
+
+
+class _Last:
+    """The file that was read last."""
+
+    path = Path()
+    moment = 0.0  # when that had been done
+
+    def is_followed_by(self, path: Path) -> bool:
+        """Whether a file is of the same DICOM series, which the last one has given, in one drop.
+
+        napari reads files that are dropped at once one after the other, each by itself.
+        """
+        at_once = time.monotonic() - self.moment < _AT_ONCE
+        beside = path.parent == self.path.parent and path != self.path
+        if not (at_once and beside and is_dicom(path) and series_of(path) == series_of(self.path)):
+            return False
+        self.moment = time.monotonic()
+        return True
+
+
+_last = _Last()
 
 
 def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
@@ -59,10 +82,11 @@ def read(path: Paths) -> list[LayerData]:
             from .annotations import areas
 
             return areas(one)
-        if shown := _shown_series(one):
-            shown.status = f"{one.name}: its series is shown already"
+        if _last.is_followed_by(one):
             return list(_NOTHING)  # type: ignore[arg-type]
-        return _layers(one)
+        layers = _layers(one)
+        _last.path, _last.moment = one, time.monotonic()
+        return layers
     except CdalError as error:
         show_error(str(error.at(one)))
         return list(_NOTHING)  # type: ignore[arg-type]
@@ -99,20 +123,6 @@ def _one(path: Paths) -> Path | None:
     paths = [Path(p) for p in path]
     series = len({p.parent for p in paths}) == 1 and all(p.suffix == ".dcm" for p in paths)
     return paths[0] if len(paths) == 1 or series else None
-
-
-def _shown_series(path: Path) -> napari.viewer.Viewer | None:
-    """The viewer, if it shows the series that a DICOM file belongs to, opened by another file.
-
-    All files of a series that are dropped at once come one after the other.
-    """
-    viewer = napari.current_viewer()
-    if viewer is None or not is_dicom(path):
-        return None
-    facts = (layer.metadata.get(SOURCE_KEY) for layer in viewer.layers)
-    others = {Path(each["path"]) for each in facts if each} - {path}
-    beside = (other for other in others if other.parent == path.parent and is_dicom(other))
-    return viewer if any(series_of(other) == series_of(path) for other in beside) else None
 
 
 def _is_results(folder: Path) -> bool:

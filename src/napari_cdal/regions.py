@@ -22,7 +22,7 @@ __all__ = ["EDGE", "FILL", "Region", "in_view", "measure_as", "of_shapes", "see_
 
 _PLAIN = "white", "#777777ff"  # fill and edge of shapes in a new layer of napari's
 FILL, EDGE = "#ffffff26", "black"
-_ROUNDED = 1e-6  # pixels by which coordinates on a pixel's edge may be off
+_ROUNDED = 0.01  # pixels by which a shape's coordinates, of single precision, may be off
 _CORNERS = 64  # of the polygon that stands for an ellipse
 _AREAS = {"rectangle", "polygon", "ellipse"}
 _WAYS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])  # from a window's middle to its corners

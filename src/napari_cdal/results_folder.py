@@ -16,6 +16,7 @@ import zarr
 from napari.utils.notifications import show_warning
 from numpy.typing import NDArray
 
+from cdal_engine.corrections.answer import kind_of_results
 from cdal_engine.corrections.corrected import CORRECTED, RECORD, changed_objects
 from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
@@ -25,7 +26,7 @@ from cdal_engine.io.zarr_images import check_metadata, level_arrays
 
 from .measured import renewed
 from .provenance import trusted
-from .results import DISPLAY, METADATA_KEY, NOTES, LayerData
+from .results import DISPLAY, METADATA_KEY, NOTES, LayerData, kind_of
 from .sources import source_layers
 
 __all__ = ["pyramid", "results_layers", "saved_labels"]
@@ -58,7 +59,8 @@ def results_layers(folder: Path) -> list[LayerData]:
 def saved_labels(path: Path) -> list[LayerData]:
     """The layer of labels saved as OME-Zarr; none if the folder holds something else."""
     with suppress(KeyError, TypeError, OSError, ValueError):  # `open_source` says what is wrong
-        ome = _ome(path)
+        said = _attributes(path)
+        ome = dict(said["ome"])
         if "image-label" in ome:
             with decoding(path):
                 levels, placement = _levels(path, ome)
@@ -67,7 +69,7 @@ def saved_labels(path: Path) -> list[LayerData]:
             described: dict[str, Any] = {"name": path.name, "features": {}}
             with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
                 described["features"] = _properties(ome["image-label"])  # not ours, or damaged
-            if facts := trusted(zarr.open_group(path, mode="r").attrs.get(METADATA_KEY)):
+            if facts := trusted(said.get(METADATA_KEY)):
                 note = {"what": "labels", "note": NOTES["labels"]}
                 described["metadata"] = {METADATA_KEY: facts | note}
             return [(data, {**described, **placement, "multiscale": many}, "labels")]
@@ -128,7 +130,8 @@ def _corrected(folder: Path, record: dict[str, Any], others: list[LayerData]) ->
         else:
             pixel = arguments["metadata"][METADATA_KEY]["pixel"]
             mpp = arguments["scale"][-1] if record["mpp"] is not None else None
-            table = renewed(table, np.asarray(data), mpp, pixel)
+            kind = kind_of(arguments["metadata"])
+            table = renewed(table, np.asarray(data), mpp, pixel, kind=kind)
         arguments["features"] = table
     for _, arguments, kind in others if layers else ():
         if kind == "labels":
@@ -153,14 +156,14 @@ def _labels(folder: Path, record: dict[str, Any], below: str = "") -> list[Layer
     if (here / "labels.ome.zarr").exists():
         levels, placement = pyramid(here / "labels.ome.zarr")
         many = len(levels) > 1
-        pixel = facts["pixel"] = placement["scale"][0] / (record["mpp"] or 1.0)
-        arguments["features"] = _features(folder, pixel)
+        facts["pixel"] = placement["scale"][0] / (record["mpp"] or 1.0)
+        _add_table(arguments, folder, record)
         placed = {**arguments, **placement, "multiscale": many}
         return [(levels if many else levels[0], placed, "labels")]
     if (here / "labels.tif").exists():
         mpp = record["mpp"]
         spacing = (mpp or 1.0) * pixel
-        arguments["features"] = _features(folder, pixel)
+        _add_table(arguments, folder, record)
         placement = {"scale": (spacing,) * 2, "units": (_unit(mpp is not None),) * 2}
         with decoding(here / "labels.tif"):
             labels = tifffile.imread(here / "labels.tif")
@@ -206,7 +209,15 @@ def _described(record: dict[str, Any], what: str, title: str = "") -> dict[str, 
     }
 
 
-def _features(folder: Path, pixel: float = 1.0) -> dict[str, np.ndarray[Any, Any]]:
+def _add_table(arguments: dict[str, Any], folder: Path, record: dict[str, Any]) -> None:
+    """Add the objects' table to a layer's arguments, and the class of what a person may draw."""
+    facts = arguments["metadata"][METADATA_KEY]
+    arguments["features"] = table = _features(folder, facts["pixel"])
+    kind = kind_of_results(record["model"], list(dict.fromkeys(table.get("class", ()))))
+    facts["classes"] = () if kind == "object" else (kind,)
+
+
+def _features(folder: Path, pixel: float) -> dict[str, np.ndarray[Any, Any]]:
     """Columns of objects.parquet, the label as `index`, by which napari finds the row to show.
 
     Centroids are in pixels of the layer, each `pixel` pixels of the image.
@@ -237,9 +248,12 @@ def _classes(record: dict[str, Any], voxels: NDArray[np.integer]) -> dict[str, N
 
 
 def _ome(path: Path) -> dict[str, Any]:
+    return dict(_attributes(path)["ome"])
+
+
+def _attributes(path: Path) -> dict[str, Any]:
     check_metadata(path)
-    attributes: Any = zarr.open_group(path, mode="r").attrs
-    return dict(attributes["ome"])
+    return dict(zarr.open_group(path, mode="r").attrs)
 
 
 def pyramid(path: Path) -> tuple[list[da.Array], dict[str, Any]]:

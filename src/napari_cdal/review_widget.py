@@ -192,6 +192,7 @@ class ReviewWidget(ReviewForm):
         layer.metadata[CORRECTED_KEY] = True  # a slider must not cut it anew meanwhile
         self.review = Review(self._viewer, layer, self.copy, box, self._show)
         self._bind(self.review)
+        self._unkept = ""
         self.review.sort(self.order.value)
         self.review.colour(self.colours.value)
         self._timer.start()

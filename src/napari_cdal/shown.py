@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -83,28 +85,24 @@ class ShownRun:
 
     def _add(self, part: int, title: str, made: LayerData) -> None:
         data, arguments, kind = made
-        layers = self._layers.setdefault(part, {})
-        layer = layers.get(title)
-        if layer is None:
-            layer = Layer.create(data, arguments, kind)
+        layers, plane = self._layers.setdefault(part, {}), self.answers[part].job.plane
+        new = title not in layers
+        if new:
+            layers[title] = layer = Layer.create(data, arguments, kind)
             if isinstance(layer, Labels):  # before it is drawn for the first time
-                volume = self.answers[part].job.plane.is_volume
-                layer.contour = _OUTLINE_OF_VOLUME if volume else _OUTLINE
-            layers[title] = layer
-            self._insert(layer, layers, self.answers[part].job.plane.layer)
-        elif layer in self._viewer.layers:
-            grown = layer.data.shape != data.shape
-            layer.data = data
-            if grown:
-                layer.scale = layer.scale  # napari asks a hidden layer for its size only then
-            layer.metadata = arguments["metadata"]
+                layer.contour = _OUTLINE_OF_VOLUME if plane.is_volume else _OUTLINE
+        layer = layers[title]
+        try:
+            if new:
+                self._insert(layer, layers, plane.layer)
+            elif layer in self._viewer.layers:
+                _renew(layer, data, arguments)
+            self._follow(part, title, arguments)
+        finally:  # whatever went wrong, what a person paints on it now is noticed
             if isinstance(layer, Labels):
-                layer.features = arguments["features"]
-        self._follow(part, title, arguments)
-        if isinstance(layer, Labels):
-            layer.editable = not self._held
-            if layer in self._viewer.layers:
-                self._ours[part] = data.copy()
+                layer.editable = not self._held
+                if layer in self._viewer.layers:
+                    self._ours[part] = data.copy()
 
     def _follow(self, part: int, title: str, arguments: dict[str, Any]) -> None:
         """Put a layer where its image is, if that was moved; where the user put it, otherwise."""
@@ -126,15 +124,14 @@ class ShownRun:
         present = [every.index(other) for other in siblings.values() if other in every]
         camera = self._viewer.scene.camera
         seen = camera.center, camera.zoom
-        over = self._viewer.mouse_over_canvas
-        # napari fails to say what lies below a mouse that has not moved since it went to 3-D.
-        self._viewer.mouse_over_canvas = False
-        every.insert(min(present, default=len(every)), layer)
-        camera.center, camera.zoom = seen  # napari shows all again when a slider is added
-        if isinstance(layer, Labels) and (active == source or _is_earlier(active, layer)):
-            active = layer  # compared by ==: they may be proxies
-        every.selection.active = active
-        self._viewer.mouse_over_canvas = over
+        with _not_pointed_at(self._viewer):
+            try:
+                every.insert(min(present, default=len(every)), layer)
+            finally:
+                camera.center, camera.zoom = seen  # napari shows all again when a slider is added
+                if isinstance(layer, Labels) and (active == source or _is_earlier(active, layer)):
+                    active = layer  # compared by ==: they may be proxies
+                every.selection.active = active
 
     def _mine(self) -> list[Layer]:
         return [layer for layers in self._layers.values() for layer in layers.values()]
@@ -169,6 +166,29 @@ class ShownRun:
             found = decoded(answer.segmentation, config, answer.colours)
             cut[part] = replace(answer, segmentation=found, config=config)
         return cut
+
+
+@contextmanager
+def _not_pointed_at(viewer: napari.viewer.Viewer) -> Iterator[None]:
+    """Have napari not say what lies below the mouse: it fails to in 3-D until the mouse moves."""
+    over, viewer.mouse_over_canvas = viewer.mouse_over_canvas, False
+    try:
+        yield
+    finally:
+        viewer.mouse_over_canvas = over
+
+
+def _renew(layer: Layer, data: Any, arguments: dict[str, Any]) -> None:
+    """Give a layer newer data and, whatever another plugin makes of these, the table of them."""
+    grown = layer.data.shape != data.shape
+    try:
+        layer.data = data
+        if grown:
+            layer.scale = layer.scale  # napari asks a hidden layer for its size only then
+    finally:
+        layer.metadata = arguments["metadata"]
+        if isinstance(layer, Labels):
+            layer.features = arguments["features"]
 
 
 def _is_earlier(active: Layer | None, layer: Labels) -> bool:

@@ -77,9 +77,10 @@ def mpp_in_file(layer: Image) -> float | None:
     """Micrometres per pixel as an image's file says; napari reads a TIFF or PNG without."""
     data = layer.data[0] if layer.multiscale else layer.data
     size = tuple(data.shape[:-1] if layer.rgb else data.shape)
-    if layer.source.path is not None:
-        with suppress(CdalError):  # another program's, or gone
-            source = open_source(Path(layer.source.path))
+    path = Path(layer.source.path or "")
+    if path.is_file():  # a folder may take long, and its readers say how large pixels are
+        with suppress(CdalError):
+            source = open_source(path)
             return source.mpp if tuple(source.shape) == size else None
     return None
 

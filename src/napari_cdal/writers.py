@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cdal_engine.errors import CdalError
 from cdal_engine.io.records import writing
 
-from .measured import layer_table, mpp_of
+from .measured import layer_table, mpp_of, numbers
 from .planes import full_resolution, in_micrometres, spacing_of
 from .provenance import to_json
 from .results import METADATA_KEY, kind_of
@@ -42,6 +42,7 @@ GEOJSON = (".geojson",)
 NIFTI = (".nii.gz", ".nii")
 TIFF = (".tif", ".tiff")
 ZARR = (".ome.zarr", ".zarr")
+# Columns that are measured on the image, which is not at hand when labels are saved.
 _COLOURS = ("red", "green", "blue", "haematoxylin")
 _MOST_ROWS = 20_000  # of a table; the metadata have no room for more
 _Write = Callable[[Path, Labels], None]
@@ -227,10 +228,9 @@ def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
     labels = _plane(layer)
     nothing = np.full(labels.shape, np.nan, np.float32)
     objects, table = measure(labels, nothing), _table(layer, labels)
-    known = {"index", *_COLOURS} & set(table)
-    if {"index"} < known:  # of the image, which is not at hand here
+    if colours := numbers(table, _COLOURS) if "index" in table else []:
         rows = table.drop_duplicates("index").set_index("index").reindex(objects["label"])
-        objects |= {name: rows[name].to_numpy(float) for name in known - {"index"}}
+        objects |= {name: rows[name].to_numpy(float) for name in colours}
     kind = kind_of(layer.metadata)
     for name, default in (("score", np.nan), ("agreement", np.nan), ("class", kind)):
         row = {}

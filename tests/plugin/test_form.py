@@ -174,8 +174,12 @@ def test_where_the_pixels_size_comes_from_is_said(
     assert widget.form.mpp.value == pytest.approx(0.4, abs=1e-4)
     assert "taken from the file: 0.4 µm" in widget.status.value
     assert widget._chosen.job().mpp == pytest.approx(0.4, rel=1e-6)
-    widget.form.mpp.value = 0.3
-    assert "file" not in widget.status.value
+    for entered in (0.3, 0.25, 0.4001):
+        widget.form.mpp.value = entered
+        assert "size" not in widget.status.value
+    known.data = known.data[::2, ::2]  # no more the file's
+    widget.form.mpp.value = 0.25
+    assert "size is unknown" in widget.status.value
     known.scale, known.units = (0.2, 0.2), ("um", "um")
     assert widget.form.mpp.value == 0.2
     assert "size" not in widget.status.value
@@ -191,10 +195,15 @@ def test_a_shape_on_the_edges_of_pixels_takes_no_more(
     viewer: Any, docked: Any, tile: NDArray[np.uint8]
 ) -> None:
     placed = {"scale": (0.499,) * 2, "units": ("um",) * 2}
-    viewer.add_image(np.tile(tile, (6, 6, 1)), rgb=True, name="a", **placed)
+    image = viewer.add_image(
+        np.tile(tile, (6, 6, 1)), rgb=True, name="a", translate=(20_000.0,) * 2, **placed
+    )
     corners = np.array([[100, 130], [100, 530], [500, 530], [500, 130]]) - 0.5
+    world = [image.data_to_world(corner) for corner in corners]  # napari keeps 24 bits of them
     widget = docked(viewer)
-    widget.form.scope.value = viewer.add_shapes([corners], shape_type="rectangle", **placed)
+    widget.form.scope.value = viewer.add_shapes(
+        [world], shape_type="rectangle", units=placed["units"]
+    )
     assert widget.status.value.startswith("400 × 400 pixels")
 
 

@@ -412,7 +412,7 @@ def test_a_volume_gives_what_the_command_line_gives(
     )
 
 
-@pytest.mark.filterwarnings("ignore:Contours are not displayed")
+@pytest.mark.filterwarnings("ignore:Contours are not displayed")  # as napari says
 def test_a_volume_is_segmented_while_it_is_shown_in_3d(
     viewer: Any, mri: SegmentWidget, qtbot: Any
 ) -> None:

@@ -157,7 +157,7 @@ def test_a_table_that_is_replaced_while_it_is_measured_stays(
     qtbot.waitUntil(begun.is_set)
     layer.features = layer.features.assign(score=0.25)
     go_on.set()
-    qtbot.wait(300)  # the table of before comes back, too late
+    qtbot.waitUntil(lambda: widget._follower._worker is None)  # the table came back, too late
     assert layer.features["score"].tolist() == [0.25] * 3
     monkeypatch.setattr(following, "layer_table", layer_table)
     layer.data_setitem((np.array([53]), np.array([80])), 7)  # and the newer one is followed

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from napari.layers import Labels
 from npe2 import PluginManifest
 from numpy.typing import NDArray
 
-from cdal_engine.corrections.classes import drawn_class
+from cdal_engine.corrections.answer import kind_of_results
+from cdal_engine.corrections.corrected import CorrectedCopy
+from cdal_engine.corrections.export import export
+from cdal_engine.corrections.versions import Edit
+from napari_cdal.corrections import answer_of
 from napari_cdal.measured import layer_table
 from napari_cdal.provenance import to_json, trusted
 from napari_cdal.readers import read
@@ -116,6 +121,9 @@ def test_labels_of_a_region_keep_their_place_in_the_image_when_saved(
         {"source": "a" * 10_000},
         {"pixel": -1},
         {"pixel": 10**400},
+        {"pixel": 1e300},
+        {"corner": [1e308, 1e308]},
+        {"corner": [-1e9, 0]},
         {"pixel": "1"},
         {"corner": [1]},
         {"corner": [float("nan"), 1]},
@@ -161,8 +169,40 @@ def test_outlines_of_a_turned_layer_are_in_pixels_of_its_image(viewer: Any, tmp_
 
 
 @pytest.mark.parametrize(
-    ("known", "drawn"),
-    [(["nucleus"] * 3, "nucleus"), (["tumour", "stroma"], "object"), ([], "object")],
+    ("target", "found", "kind"),
+    [
+        ("nuclei", ["nucleus"], "nucleus"),
+        ("classes", ["tumour"], "object"),  # it knows others, too
+        ("nuclei", [], "object"),
+    ],
 )
-def test_what_a_person_draws_is_of_the_only_class(known: list[str], drawn: str) -> None:
-    assert drawn_class(known) == drawn
+def test_what_a_person_draws_is_of_the_only_class(target: str, found: list[str], kind: str) -> None:
+    assert kind_of_results({"target": target}, found) == kind
+
+
+def test_what_was_drawn_before_it_was_saved_is_of_the_models_class(
+    viewer: Any, tmp_path: Path
+) -> None:
+    data = np.zeros((60, 60), np.uint32)
+    data[10:20, 10:20], data[40:45, 40:50] = 3, 9
+    facts = {"what": "labels", "source": "a", "classes": ("nucleus",)}
+    layer = viewer.add_labels(data, metadata={METADATA_KEY: facts})
+    answer = answer_of(layer)
+    assert answer.kind == "nucleus"
+    with CorrectedCopy(tmp_path / "copy", answer) as copy:
+        drawn = data.copy()
+        drawn[0:3, 0:4] = 12
+        copy.write(Edit((slice(0, 60), slice(0, 60)), drawn, {12: {"action": "drawn", "when": ""}}))
+        export(copy, tmp_path / "exported")
+    table = pq.read_table(tmp_path / "exported" / "objects.parquet").to_pydict()
+    assert dict(zip(table["label"], table["class"], strict=True)) == dict.fromkeys(
+        (3, 9, 12), "nucleus"
+    )
+
+
+def test_a_table_of_words_in_columns_of_colour_is_left_out(viewer: Any, tmp_path: Path) -> None:
+    table = {"index": [1], "red": ["yes"], "green": [0.5]}
+    layer = viewer.add_labels(np.ones((5, 5), np.uint32), features=table)
+    (feature,) = outlines(layer, tmp_path / "a.geojson").values()
+    assert measurement(feature, "green") == 0.5
+    assert "red" not in feature["properties"]["measurements"]

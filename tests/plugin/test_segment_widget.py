@@ -437,18 +437,31 @@ def test_a_layer_that_another_plugin_fails_on_does_not_stop_the_run(
     widget = docked(viewer)
 
     def fail(event: Any) -> None:
-        if event.value.name.startswith("uncertainty"):
-            raise ValueError("another plugin's fault")
+        raise ValueError("another plugin's fault")
 
     viewer.layers.events.inserted.connect(fail)
+    viewer.mouse_over_canvas = True
     said: list[str] = []
     notification_manager.notification_ready.connect(lambda event: said.append(event.message))
     assert "objects in" in run(widget, qtbot)
     assert any("another plugin's fault" in text for text in said)
     kinds = {name.split(":")[0] for name in names(viewer)}
-    assert {"labels", "probability", "attention"} <= kinds
+    assert {"labels", "probability", "uncertainty", "attention"} <= kinds
+    labels = viewer.layers["labels: tile, tiny"]
+    assert viewer.mouse_over_canvas
+    assert labels.editable
+    viewer.layers.events.inserted.disconnect(fail)
+    labels.events.data.connect(fail)
     widget.form.threshold.value += 0.05
     qtbot.waitUntil(lambda: not widget.sliders.busy)
+    assert list(labels.features["index"]) == [n for n in np.unique(labels.data) if n]
+    labels.events.data.disconnect(fail)
+    before = labels.data
+    labels.data_setitem((np.arange(5), np.arange(5)), 4000)
+    widget.form.threshold.value += 0.05
+    qtbot.waitUntil(lambda: not widget.sliders.busy)
+    assert "edited" in widget.status.value
+    assert labels.data is before
     assert widget.run_button.enabled
 
 

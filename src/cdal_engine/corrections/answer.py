@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..errors import CdalError
 from ..io.records import read_run
 from ..io.source import decoding
 
-__all__ = ["Answer", "of_results"]
+__all__ = ["Answer", "kind_of_results", "of_results"]
 
 _FACTS = ("samples", "steps", "seed")
 
@@ -42,6 +43,8 @@ class Answer:
         Pixels of the image to one of the labels.
     corner : tuple of float
         (y, x) in pixels of the image where the labels start.
+    kind : str
+        Class of what a person draws: the model's, if it knows only one.
     """
 
     labels: NDArray[np.uint32] | Path
@@ -51,6 +54,7 @@ class Answer:
     shape: tuple[int, int]
     pixel: float = 1.0
     corner: tuple[float, float] = (0.0, 0.0)
+    kind: str = "object"
 
     @property
     def spacing(self) -> float | None:
@@ -93,7 +97,13 @@ def of_results(folder: Path) -> Answer:
     facts |= {name: parameters[name] for name in _FACTS}
     height, width = record["input"]["shape"][:2]
     pixel = _pixel(record, pyramid)
-    return Answer(labels, objects, facts, record["mpp"], (height, width), pixel)
+    kind = kind_of_results(record["model"], objects["class"].unique().to_pylist())
+    return Answer(labels, objects, facts, record["mpp"], (height, width), pixel, kind=kind)
+
+
+def kind_of_results(model: Mapping[str, Any], found: Sequence[str]) -> str:
+    """The only class that a model knows, as far as its results say; otherwise `object`."""
+    return found[0] if len(found) == 1 and model.get("target", "classes") != "classes" else "object"
 
 
 def _pixel(record: dict[str, Any], pyramid: Path) -> float:

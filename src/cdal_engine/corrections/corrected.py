@@ -122,6 +122,7 @@ class CorrectedCopy:
         record = {
             "version": __version__,
             "answer": answer.facts,
+            "kind": answer.kind,
             "mpp": answer.mpp,
             "shape": list(answer.shape),
             "pixel": answer.pixel,
@@ -152,6 +153,11 @@ class CorrectedCopy:
         return bool(self._record["answer"] == answer.facts)
 
     # -- labels -----------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """Class of what a person draws."""
+        return str(self._record.get("kind", "object"))  # older ones do not say it
 
     @property
     def labels_path(self) -> Path:

@@ -23,7 +23,6 @@ from ..io.records import writing
 from ..io.results import write_plane
 from ..io.tables import TableWriter, object_table
 from ..tiling import Box
-from .classes import drawn_class
 from .corrected import RECORD, CorrectedCopy
 
 __all__ = ["Colours", "export", "pieces", "training_folder"]
@@ -105,7 +104,7 @@ def _measured(
     rows = pq.read_table(copy.folder / "answer.parquet").to_pydict()
     values = zip(rows["class"], rows["score"], rows["agreement"], strict=True)
     known = dict(zip(rows["label"], values, strict=True))
-    drawn = drawn_class(rows["class"]), np.nan, np.nan
+    drawn = copy.kind, np.nan, np.nan
     other = copy.changed  # no score of the model's is of them
     labels = copy.labels
     empty = True
