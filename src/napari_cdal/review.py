@@ -109,17 +109,12 @@ class Review:
             at + s.start * pixel for at, s in zip(corner, self.box, strict=True)
         )
         self.layer = Labels(
-            self._base.copy(),
-            name=f"review: {name}",
-            metadata={METADATA_KEY: facts},
-            visible=False,  # until it is outlined and in its place: napari draws at each step
-            **place,
+            self._base.copy(), name=f"review: {name}", metadata={METADATA_KEY: facts}, **place
         )
         self.layer.contour = _OUTLINE
         source.visible = False  # deleted objects would show through
         self._colormap = self.layer.colormap
         self._viewer.add_layer(self.layer)
-        self.layer.visible = True
         self._outline = Outline(self._viewer, place)
         self._viewer.layers.selection.active = self.layer
         self.layer.events.paint.connect(self._on_paint)
