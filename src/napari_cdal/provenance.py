@@ -65,6 +65,10 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
 def _pair(value: Any, read: Callable[[Any], float] = _place) -> tuple[float, float]:
     first, second = value
     return read(first), read(second)
@@ -81,11 +85,11 @@ _KNOWN: dict[str, Callable[[Any], Any]] = {
     "model": _name,
     "digest": _name,
     "samples": _whole,
-    "steps": _whole,
+    "steps": _or_none(_whole),  # as many as the model has
     "seed": _whole,
     "classes": _names,
     "pixel": _length,
     "corner": _pair,
-    "mpp": lambda value: None if value is None else _length(value),
-    "spacing": lambda value: None if value is None else _pair(value, _length),
+    "mpp": _or_none(_length),
+    "spacing": _or_none(lambda value: _pair(value, _length)),
 }

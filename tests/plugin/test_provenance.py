@@ -152,6 +152,8 @@ def test_facts_come_back_as_they_were() -> None:
         "corner": (1.0, 2.5),
         "pixel": 2.0,
         "mpp": None,
+        "seed": 2**62 - 1,  # the largest that a run takes
+        "steps": None,  # as many as the model has
     }
     assert trusted(json.loads(json.dumps(to_json({**facts, "device": "cpu"})))) == facts
 
