@@ -15,7 +15,7 @@ import time
 import napari
 import numpy as np
 from qtpy.QtCore import QEventLoop, QTimer
-from qtpy.QtWidgets import QApplication
+from qtpy.QtTest import QTest
 
 EVERY = 10  # milliseconds
 
@@ -33,9 +33,7 @@ def main() -> None:
     _, widget = viewer.window.add_plugin_dock_widget("napari-cdal", "Segment")
     widget.form.scope.value = shapes
     widget.form.samples.value = chosen.samples
-    settled = time.perf_counter() + 2  # the window's first picture is no part of the run
-    while time.perf_counter() < settled:
-        QApplication.processEvents()
+    QTest.qWait(2000)  # the window's first picture is no part of the run
     turns = [(time.perf_counter(), True)]
     timer = QTimer()
     timer.timeout.connect(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import napari
 import numpy as np
+from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
 
 from napari_cdal.review_widget import ReviewWidget
@@ -39,7 +40,7 @@ def main() -> None:
         }
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors")
         for name, click in steps.items():
-            settle(3)  # a version is kept in another thread meanwhile
+            QTest.qWait(3000)  # a version is kept in another thread meanwhile
             begun = time.perf_counter()
             click()
             QApplication.processEvents()
@@ -66,13 +67,6 @@ def reviewed(viewer: napari.Viewer, edge: int) -> ReviewWidget:
     widget.scope.value = "all"
     print(f"{edge} x {edge} pixels, {len(ids)} objects")
     return widget
-
-
-def settle(seconds: float) -> None:
-    """Let the window do what it still has to."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        QApplication.processEvents()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from .planes import (
     check_shown,
     check_volume_memory,
     enlargement,
-    full_resolution,
     plane_of,
 )
 from .regions import Region, in_view, of_shapes, whole
@@ -76,18 +75,22 @@ class Chosen:
     def mpp(self) -> float | None:
         """Micrometres per pixel as the layer says, else its file, else the model."""
         plane, config = self.plane(), self.form.config
-        known = self._mpp_in_file() if plane is None or plane.mpp is None else plane.mpp
+        known = plane and (plane.mpp or self._mpp_in_file(plane))
         return known or (config and config.image.mpp) or None
 
-    def _mpp_in_file(self) -> float | None:
-        if self.layer is None:
+    def _mpp_in_file(self, plane: Plane) -> float | None:
+        if plane.index:  # one of a stack
             return None
-        shape = full_resolution(self.layer).shape
-        known, mpp = self._in_file.get(self.layer, (None, None))
-        if known != shape:  # not looked at, or its data were replaced
-            mpp = mpp_in_file(self.layer)
-            self._in_file[self.layer] = shape, mpp
+        size, mpp = self._in_file.get(plane.layer, (None, None))
+        if size != plane.size:  # not looked at, or its data were replaced
+            mpp = mpp_in_file(Path(plane.layer.source.path or ""), plane.size)
+            self._in_file[plane.layer] = plane.size, mpp
         return mpp
+
+    def _shows(self, mpp: float | None) -> bool:
+        """Whether that is in the form, which rounds it."""
+        entered = self.form.mpp.value
+        return bool(entered and mpp and abs(mpp - entered) < 0.51 * MPP_STEP)
 
     def _images(self, _: object = None) -> list[tuple[str, Any]]:
         """Image layers by name, those that the plugin made left out."""
@@ -134,8 +137,8 @@ class Chosen:
     def _assumption(self, plane: Plane, of_model: float) -> str:
         """Say where the pixels' size comes from, if not from the layer or the user."""
         entered = self.form.mpp.value
-        in_file = self._mpp_in_file() if plane.mpp is None else None
-        if in_file and abs(in_file - entered) < 0.51 * MPP_STEP:
+        in_file = self._mpp_in_file(plane) if plane.mpp is None else None
+        if in_file is not None and self._shows(in_file):
             return f". Their size is taken from the file: {in_file:.3g} µm"
         if not entered or (plane.mpp is None and in_file is None and entered == of_model):
             return f". Their size is unknown: the model's {of_model:g} µm is assumed"
@@ -187,12 +190,11 @@ class Chosen:
     @property
     def _mpp(self) -> float | None:
         """As entered; what the layer or the model says where the form shows that, rounded."""
-        entered = self.form.mpp.value or None
         config = self.form.config
-        for known in (self.mpp(), config and config.image.mpp):
-            if entered and known and abs(known - entered) < 0.51 * MPP_STEP:
+        for known in (self.mpp(), config.image.mpp if config else None):
+            if self._shows(known):
                 return known
-        return entered
+        return self.form.mpp.value or None
 
     def job(self) -> Job:
         """What to run; raises `CdalError` if it cannot be run."""

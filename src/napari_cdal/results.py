@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION_NOTE",
+    "COLOUR_COLUMNS",
     "CORRECTED_KEY",
     "DISPLAY",
     "METADATA_KEY",
@@ -30,7 +31,8 @@ __all__ = [
 
 # The samples come last, so that all layers share their slider.
 _STACKED = {"samples": ("sample",), "x_t": ("step", "sample"), "x_0": ("step", "sample")}
-_AS_THEY_ARE = ("eccentricity", "red", "green", "blue", "haematoxylin")
+COLOUR_COLUMNS = ("red", "green", "blue", "haematoxylin")  # columns that are measured on the image
+_AS_THEY_ARE = ("eccentricity", *COLOUR_COLUMNS)
 
 LayerData = tuple[Any, dict[str, Any], str]
 

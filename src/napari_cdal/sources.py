@@ -13,8 +13,6 @@ from cdal_engine.errors import CdalError
 from cdal_engine.io.discovery import open_source
 
 if TYPE_CHECKING:
-    from napari.layers import Image
-
     from cdal_engine.io.source import Source
 
     from .results import LayerData
@@ -73,12 +71,13 @@ def source_layers(source: Source, as_labels: bool = False) -> list[LayerData]:
     return [(levels if len(levels) > 1 else levels[0], arguments, "image")]
 
 
-def mpp_in_file(layer: Image) -> float | None:
-    """Micrometres per pixel as an image's file says; napari reads a TIFF or PNG without."""
-    data = layer.data[0] if layer.multiscale else layer.data
-    size = tuple(data.shape[:-1] if layer.rgb else data.shape)
-    path = Path(layer.source.path or "")
-    if path.is_file():  # a folder may take long, and its readers say how large pixels are
+def mpp_in_file(path: Path, size: tuple[int, int]) -> float | None:
+    """Micrometres per pixel as the file of a plane says; napari reads a TIFF or PNG without.
+
+    None if it is a folder, which may take long and whose readers say how large pixels are, is no
+    image any more, or one of another size (H, W).
+    """
+    if path.is_file():
         with suppress(CdalError):
             source = open_source(path)
             return source.mpp if tuple(source.shape) == size else None

@@ -20,7 +20,7 @@ from cdal_engine.io.records import writing
 from .measured import layer_table, mpp_of, numbers
 from .planes import full_resolution, in_micrometres, spacing_of
 from .provenance import to_json
-from .results import METADATA_KEY, kind_of
+from .results import COLOUR_COLUMNS, METADATA_KEY, kind_of
 from .sources import SOURCE_KEY, ras_affine
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ GEOJSON = (".geojson",)
 NIFTI = (".nii.gz", ".nii")
 TIFF = (".tif", ".tiff")
 ZARR = (".ome.zarr", ".zarr")
-# Columns that are measured on the image, which is not at hand when labels are saved.
-_COLOURS = ("red", "green", "blue", "haematoxylin")
 _MOST_ROWS = 20_000  # of a table; the metadata have no room for more
 _Write = Callable[[Path, Labels], None]
 
@@ -228,7 +226,9 @@ def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
     labels = _plane(layer)
     nothing = np.full(labels.shape, np.nan, np.float32)
     objects, table = measure(labels, nothing), _table(layer, labels)
-    if colours := numbers(table, _COLOURS) if "index" in table else []:
+    if (
+        colours := numbers(table, COLOUR_COLUMNS) if "index" in table else []
+    ):  # the image is not at hand
         rows = table.drop_duplicates("index").set_index("index").reindex(objects["label"])
         objects |= {name: rows[name].to_numpy(float) for name in colours}
     kind = kind_of(layer.metadata)

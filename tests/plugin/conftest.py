@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from npe2 import PluginManifest
 from numpy.typing import NDArray
 
 from cdal_engine.samples import HE_MPP
+
+from .slide_results import write_results
+from .test_manifest import MANIFEST
 
 if TYPE_CHECKING:
     from cdal_engine.config import NetworkConfig
@@ -22,6 +26,19 @@ def qtbot(qtbot: Any) -> Any:
     """As pytest-qt's, which waits five seconds: few on a busy machine."""
     qtbot.waitUntil = partial(qtbot.waitUntil, timeout=240_000)
     return qtbot
+
+
+@pytest.fixture
+def viewer(npe2pm: Any, make_napari_viewer: Callable[..., Any]) -> Any:
+    """A viewer that knows the plugin by its manifest."""
+    npe2pm.register(PluginManifest.from_file(MANIFEST))
+    return make_napari_viewer()
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Results to be corrected."""
+    return write_results(tmp_path / "slide.tif", 0)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from napari.layers import Labels
-from npe2 import PluginManifest
 from numpy.typing import NDArray
 
 from cdal_engine.corrections.answer import kind_of_results
@@ -25,18 +23,11 @@ from napari_cdal.readers import read
 from napari_cdal.results import METADATA_KEY
 from napari_cdal.writers import write_geojson, write_zarr
 
-from .test_manifest import MANIFEST
 from .test_segment_widget import run
 
 pytestmark = pytest.mark.gui
 MICROMETRES = {"units": ("micrometer",) * 2}
 BOX = np.array([[20.0, 30.0], [20.0, 99.0], [79.0, 99.0], [79.0, 30.0]])
-
-
-@pytest.fixture
-def viewer(npe2pm: Any, make_napari_viewer: Callable[..., Any]) -> Any:
-    npe2pm.register(PluginManifest.from_file(MANIFEST))
-    return make_napari_viewer()
 
 
 def outlines(layer: Labels, path: Path) -> dict[int, dict[str, Any]]:

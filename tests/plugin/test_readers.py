@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from napari.layers import Labels, Shapes
 from napari.utils.notifications import notification_manager
-from npe2 import PluginManifest
 from PIL import Image
 
 from cdal_engine.cli import app
@@ -28,15 +26,7 @@ from napari_cdal.readers import get_reader
 from napari_cdal.regions import of_shapes
 from napari_cdal.sources import ras_affine, volume_placement
 
-from .test_manifest import MANIFEST
-
 pytestmark = pytest.mark.gui
-
-
-@pytest.fixture
-def viewer(npe2pm: Any, make_napari_viewer: Callable[..., Any]) -> Any:
-    npe2pm.register(PluginManifest.from_file(MANIFEST))
-    return make_napari_viewer()
 
 
 def opened(viewer: Any, path: Path) -> list[Any]:

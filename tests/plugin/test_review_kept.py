@@ -8,33 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 from napari.utils.notifications import notification_manager
-from npe2 import PluginManifest
 
 from cdal_engine.batch.lock import LOCK
 
-from .test_manifest import MANIFEST
-from .test_review_slides import corrected, docked, write_results
+from .test_review_slides import corrected, docked
 
 pytestmark = pytest.mark.gui
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """Results to be corrected."""
-    return write_results(tmp_path / "slide.tif", 0)
-
-
-@pytest.fixture
-def viewer(npe2pm: Any, make_napari_viewer: Callable[..., Any]) -> Any:
-    npe2pm.register(PluginManifest.from_file(MANIFEST))
-    return make_napari_viewer()
 
 
 KILLED = """

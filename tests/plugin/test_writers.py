@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import tifffile
 import zarr
 from napari.layers import Labels
 from napari.utils.notifications import notification_manager
-from npe2 import PluginManifest
 from ome_zarr_models.v05 import Image as OmeImage
 
 from cdal_engine.errors import CdalError
@@ -27,18 +25,10 @@ from napari_cdal.readers import read
 from napari_cdal.save_dialog import save_dialog
 from napari_cdal.writers import write_geojson, write_nifti, write_tiff, write_zarr
 
-from .test_manifest import MANIFEST
-
 pytestmark = pytest.mark.gui
 LABELS = np.kron(np.arange(1, 13, dtype=np.int64).reshape(3, 4) * 7, np.ones((40, 50), np.int64))
 LABELS[::20] = 0
 PLACED = {"scale": (0.5, 0.5), "translate": (30, 7), "units": ("micrometer",) * 2}
-
-
-@pytest.fixture
-def viewer(npe2pm: Any, make_napari_viewer: Callable[..., Any]) -> Any:
-    npe2pm.register(PluginManifest.from_file(MANIFEST))
-    return make_napari_viewer()
 
 
 def saved(layer: Any, path: Path) -> Path:
