@@ -226,9 +226,8 @@ def _measured(layer: Labels, mpp: float | None, pixel: float) -> Segmentation:
     labels = _plane(layer)
     nothing = np.full(labels.shape, np.nan, np.float32)
     objects, table = measure(labels, nothing), _table(layer, labels)
-    if (
-        colours := numbers(table, COLOUR_COLUMNS) if "index" in table else []
-    ):  # the image is not at hand
+    # The image is not at hand.
+    if colours := numbers(table, COLOUR_COLUMNS) if "index" in table else []:
         rows = table.drop_duplicates("index").set_index("index").reindex(objects["label"])
         objects |= {name: rows[name].to_numpy(float) for name in colours}
     kind = kind_of(layer.metadata)
